@@ -1,0 +1,158 @@
+import { inTransaction } from '../db/connect.js';
+import { OperatorError } from '../lib/errors.js';
+import { resumeCalls } from '../sync/cursor.js';
+import type { CommandContext } from './command.js';
+import { readKeys, refuseUnknown } from './known.js';
+import type { Opened } from './open.js';
+import { countOf, formatCount, plain, SIGN } from './output.js';
+
+/**
+ * `pause` and `resume`: a definition, whose runs and calls wait, or a destination, all of whose calls wait. It is a column
+ * that whoever leads looks at, so nothing has to be asked of the leader.
+ */
+interface DefinitionTarget {
+  kind: 'definition';
+  name: string;
+}
+
+interface DestinationTarget {
+  kind: 'destination';
+  name: string;
+}
+
+/** `definition:name` or `destination:name` says which, where both have the name. */
+async function findTarget(opened: Opened, text: string): Promise<DefinitionTarget | DestinationTarget> {
+  const destinations = opened.config.destinations.map(({ name }) => name);
+  const keys = await readKeys(opened);
+  const [prefix = '', name] = /^(definition|destination):(.+)$/.exec(text)?.slice(1) ?? [];
+  if (name !== undefined) {
+    refuseUnknown([name], prefix === 'definition' ? keys : destinations, prefix);
+    return prefix === 'definition' ? { kind: 'definition', name } : { kind: 'destination', name };
+  }
+  refuseUnknown([text], [...destinations, ...keys], 'definition or destination');
+  if (!destinations.includes(text)) return { kind: 'definition', name: text };
+  if (!keys.includes(text)) return { kind: 'destination', name: text };
+  throw new OperatorError(
+    `"${text}" is a definition and a destination; say which: definition:${text} or destination:${text}.`,
+  );
+}
+
+interface DefinitionRow {
+  id: number;
+  state: 'active' | 'paused' | 'disabled' | 'archived';
+  heldRun: number | null;
+}
+
+async function readDefinition({ databases }: Opened, key: string): Promise<DefinitionRow> {
+  const { rows } = await databases.state.pool.query<DefinitionRow>(
+    `select d.id, d.state, held.id as "heldRun" from definition as d
+     left join run as held on held.definition_id = d.id and held.outcome = 'held' and held.decision is null
+     where d.key = $1`,
+    [key],
+  );
+  const row = rows[0];
+  if (row === undefined)
+    throw new OperatorError(`"${key}" has not been synced yet; \`personas-sync sync\` takes it up.`);
+  if (row.state === 'disabled')
+    throw new OperatorError(`"${key}" is disabled: remove \`enabled: false\` from its definition.`);
+  if (row.state === 'archived') throw new OperatorError(`"${key}" is no longer in the configuration.`);
+  return row;
+}
+
+interface DestinationRow {
+  id: number;
+  state: 'active' | 'paused' | 'stopped';
+  reason: string | null;
+  waiting: number;
+}
+
+async function readDestination(opened: Opened, name: string): Promise<DestinationRow> {
+  const { config, databases, targetOf } = opened;
+  const destination = config.destinations.find((each) => each.name === name);
+  const { rows } = await databases.state.pool.query<DestinationRow>(
+    `select t.id, t.state, t.reason, (select count(*) from outbox where destination_id = t.id) as waiting
+     from destination as t where t.name = $1 and t.host = $2`,
+    [name, destination === undefined ? '' : targetOf(destination).host],
+  );
+  const row = rows[0];
+  if (row === undefined)
+    throw new OperatorError(`Nothing has been synced to "${name}" yet; \`personas-sync sync\` begins.`);
+  return row;
+}
+
+async function pauseDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
+  const { state } = await readDefinition(opened, key);
+  await opened.databases.state.pool.query(
+    `update definition set state = 'paused', paused_because = 'Paused by hand.' where key = $1 and state = 'active'`,
+    [key],
+  );
+  output.object({ definition: key, state: 'paused', changed: state === 'active' });
+  output.line(
+    state === 'paused'
+      ? `${SIGN.good} ${key} is paused already.`
+      : `${SIGN.good} ${key} is paused: it isn't run, and its calls wait. \`personas-sync resume ${key}\` ends that.`,
+  );
+}
+
+async function resumeDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
+  const { id, state, heldRun } = await readDefinition(opened, key);
+  const resumed = await inTransaction(opened.databases.state.pool, async (client) => {
+    await client.query(
+      `update definition set state = 'active', paused_because = null,
+         due_at = case when due_at is null and cadence <> 'manual' then now() else due_at end
+       where id = $1 and state = 'paused'`,
+      [id],
+    );
+    return resumeCalls(client, id);
+  });
+  output.object({ definition: key, state: 'active', changed: state === 'paused' || resumed > 0 });
+  const calls = resumed === 0 ? '' : ', and the calls that waited go on';
+  const done = `${state === 'paused' ? 'is run again when it is due' : 'is not paused'}${calls}`;
+  const next =
+    heldRun === null
+      ? `\`personas-sync sync ${key}\` runs it now.`
+      : `Run ${heldRun} is held: \`personas-sync approve ${heldRun}\` or \`reject ${heldRun}\`.`;
+  output.line(`${SIGN.good} ${key} ${done}. ${next}`);
+}
+
+async function pauseDestination({ opened, output }: CommandContext, name: string): Promise<void> {
+  const { id, state, reason } = await readDestination(opened, name);
+  await opened.databases.state.pool.query(
+    `update destination set state = 'paused' where id = $1 and state = 'active'`,
+    [id],
+  );
+  output.object({ destination: name, state: state === 'stopped' ? 'stopped' : 'paused', changed: state === 'active' });
+  if (state === 'stopped') output.line(`${SIGN.note} ${name} has stopped already: ${plain(reason ?? '')}`);
+  else if (state === 'paused') output.line(`${SIGN.good} ${name} is paused already.`);
+  else
+    output.line(`${SIGN.good} ${name} is paused: nothing is sent to it. \`personas-sync resume ${name}\` ends that.`);
+}
+
+async function resumeDestination({ opened, output }: CommandContext, name: string): Promise<void> {
+  const { id, state, waiting } = await readDestination(opened, name);
+  await opened.databases.state.pool.query(
+    `update destination set state = 'active', reason = null where id = $1 and state <> 'active'`,
+    [id],
+  );
+  output.object({ destination: name, state: 'active', changed: state !== 'active', waiting });
+  if (state === 'active') output.line(`${SIGN.good} ${name} is not paused; ${countOf(waiting, 'call')} waiting.`);
+  else {
+    const left =
+      waiting === 0
+        ? 'nothing waits'
+        : `${formatCount(waiting)} waiting calls are sent by the daemon, or by \`personas-sync sync\``;
+    output.line(`${SIGN.good} ${name} goes on; ${left}.`);
+  }
+}
+
+export async function pause(context: CommandContext, text: string): Promise<number> {
+  const { kind, name } = await findTarget(context.opened, text);
+  await (kind === 'definition' ? pauseDefinition(context, name) : pauseDestination(context, name));
+  return 0;
+}
+
+export async function resume(context: CommandContext, text: string): Promise<number> {
+  const { kind, name } = await findTarget(context.opened, text);
+  await (kind === 'definition' ? resumeDefinition(context, name) : resumeDestination(context, name));
+  return 0;
+}

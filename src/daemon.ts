@@ -1,0 +1,343 @@
+import type { Config, Destination } from './config/types.js';
+import { watchConfig } from './config/watch.js';
+import { isUnreachable } from './db/failure.js';
+import { SINGLE_REQUEST_MS } from './core/timeouts.js';
+import { LEASE_MS, tryLead, type Taken } from './db/lease.js';
+import { createDeliveries, type Deliveries } from './delivery/deliveries.js';
+import type { Port } from './destinations/carrier.js';
+import { OperatorError } from './lib/errors.js';
+import type { Logger } from './lib/logger.js';
+import { until } from './lib/until.js';
+import { Secret } from './lib/secret.js';
+import type { Databases } from './sync/compute.js';
+import { feedCursors } from './sync/cursor.js';
+import { prepareHistory, tidyUp } from './sync/housekeeping.js';
+import { register } from './sync/registry.js';
+import { ALL_REQUESTS, QUIET_REQUESTS, startRequests } from './sync/requests.js';
+import type { RunContext } from './sync/run.js';
+import { abandonRuns, startScheduler } from './sync/scheduler.js';
+
+/**
+ * The composition root of what acts. One instance leads: it registers the configuration, runs what is due, feeds the
+ * cursors, sends, and carries out requests. The parts are started in that order and stopped in reverse; each looks at the
+ * tables, none at another part.
+ *
+ *   standing by ──lease taken──▶ leading ──stop──▶ drained, lease given back
+ *        ▲                          │
+ *        └──────── lease lost ──────┘   what was under way settles nothing
+ */
+export interface Target {
+  /** Tells a destination apart from others of its name. */
+  host: string;
+  /** Opens the way there; may start what answers there. */
+  connect: () => Promise<Port>;
+}
+
+export interface Resources {
+  config: Config;
+  /** Reads the configuration's files again. */
+  reread: () => Config;
+  databases: Databases;
+  targetOf: (destination: Destination) => Target;
+  log: Logger;
+}
+
+export interface Leadership {
+  leader: string;
+  deliveries: Deliveries['all'];
+  /** Runs that have ended since it leads, by definition and outcome. */
+  runs: () => readonly { definition: string; outcome: string; count: number }[];
+  /** Resolves when another may lead. */
+  lost: Promise<void>;
+  /** Takes nothing new, finishes what is under way, gives the lease back. */
+  stop: () => Promise<void>;
+}
+
+/** A clean stop is noticed within this. */
+const STAND_BY_LOOK_MS = 500;
+const FEED_EVERY_MS = 300;
+/** Runs that are under way when everything stops may end in this time; then they are cancelled, and due again. */
+const GRACE_MS = 4_000;
+const REPORT_EVERY_MS = 2_000;
+const TIDY_EVERY_MS = 60_000;
+const WATCH_EVERY_MS = 1_000;
+/** A little more than the second for which quotas are given. */
+const QUOTA_WINDOW_MS = 1_010;
+/** A request may be open for ten seconds; none begins unless the lease outlasts some of that, and the next leader waits. */
+const LEASE_MARGIN_MS = 1_000;
+
+/** Repeats `work` until stopped; what it throws is logged and time goes on. */
+function startLoop(name: string, everyMs: number, log: Logger, work: () => Promise<unknown>): () => Promise<void> {
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const loop = async (): Promise<void> => {
+    while (!signal.aborted) {
+      try {
+        await work();
+      } catch (error) {
+        log.failure(`${name} failed; trying again`, error);
+      }
+      await until(everyMs, signal);
+    }
+  };
+  const looping = loop();
+  return async () => {
+    stopping.abort();
+    await looping;
+  };
+}
+
+/** Waits out the time in which a request of an earlier leader can still be open. */
+function createQuiet(ms: number): () => boolean {
+  const until = performance.now() + ms;
+  return () => performance.now() >= until;
+}
+
+export interface LeadOptions {
+  /** Definitions run when they are due; otherwise only where a command asks. */
+  scheduled: boolean;
+  /** False for commands that send nothing: the configuration isn't applied either, and only such requests are taken. */
+  delivers: boolean;
+  confirmRemovals: boolean;
+}
+
+/** Leads under `lease` until stopped. Throws where the configuration may not be registered. */
+export async function lead(
+  resources: Resources,
+  lease: Taken,
+  { scheduled, delivers, confirmRemovals }: LeadOptions,
+): Promise<Leadership> {
+  const { databases, log, targetOf, reread } = resources;
+  const { state } = databases;
+  let config = resources.config;
+  const draining = new AbortController();
+  const stopping = new AbortController();
+  const context: RunContext = { databases, config, leader: lease.holder, signal: stopping.signal };
+  const stops: (() => Promise<void>)[] = [];
+  const quiet = createQuiet(lease.quietForMs);
+  const mayBegin = (timeoutMs: number): boolean =>
+    quiet() && lease.remainingMs() > LEASE_MARGIN_MS && (timeoutMs <= SINGLE_REQUEST_MS || lease.allowsBulk());
+
+  const deliveries = createDeliveries({
+    state,
+    leader: lease.holder,
+    mayBegin,
+    prepareBulk: lease.allowsBulk,
+    bulkAgoMs: lease.bulkAgoMs,
+    log,
+  });
+  const runs = new Map<string, { definition: string; outcome: string; count: number }>();
+  const hostOf = (name: string): string => {
+    const destination = config.destinations.find((each) => each.name === name);
+    if (destination === undefined) throw new Error(`There is no destination ${name}.`);
+    return targetOf(destination).host;
+  };
+  const applyConfig = async (next: Config, confirmRemovals: boolean): Promise<void> => {
+    const before = config;
+    config = next;
+    try {
+      const registered = await register(state, next, hostOf, { confirmRemovals, leader: lease.holder });
+      const reachable = registered.flatMap(({ id, name }) => {
+        const destination = next.destinations.find((each) => each.name === name);
+        return destination === undefined ? [] : [{ id, name, connect: targetOf(destination).connect }];
+      });
+      const description = JSON.stringify(next.destinations, (name, value: unknown) => {
+        if (name === 'place') return undefined;
+        return value instanceof Secret ? value.reveal() : value;
+      });
+      await deliveries.replace(reachable, description);
+    } catch (error) {
+      config = before;
+      throw error;
+    }
+  };
+  const rememberProblem = async (problem: string | null): Promise<void> => {
+    await state.pool.query(
+      `insert into setting (name, value) values ('configuration_problem', to_jsonb($1::text)) on conflict (name) do update set value = excluded.value`,
+      [problem ?? ''],
+    );
+  };
+  const reloadOnce = async (confirmRemovals: boolean): Promise<void> => {
+    try {
+      await applyConfig(reread(), confirmRemovals);
+      await rememberProblem(null);
+    } catch (error) {
+      if (error instanceof OperatorError) await rememberProblem(error.message);
+      throw error;
+    }
+  };
+
+  let reloading: Promise<void> = Promise.resolve();
+  /** One after the other: whoever asks while another goes on has the files read once more. */
+  const reload = (confirmRemovals: boolean): Promise<void> => {
+    const next = reloading.then(() => reloadOnce(confirmRemovals));
+    reloading = next.catch(() => undefined);
+    return next;
+  };
+
+  const stopAll = async (): Promise<void> => {
+    draining.abort();
+    // No request begins that could outlast what is under way elsewhere.
+    const delivered = deliveries.stop();
+    const grace = setTimeout(() => stopping.abort(), GRACE_MS);
+    for (const stop of stops.reverse()) await stop();
+    stops.length = 0;
+    clearTimeout(grace);
+    await delivered;
+  };
+  const release = async (): Promise<void> => {
+    try {
+      await lease.release(deliveries.quietMs());
+    } catch (error) {
+      log.failure('The lease cannot be given back; it runs out by itself', error);
+    }
+  };
+  try {
+    await abandonRuns(context);
+    await prepareHistory(state);
+    if (delivers) {
+      await applyConfig(config, confirmRemovals);
+      await rememberProblem(null);
+    }
+    const scheduler = startScheduler({
+      context,
+      scheduled,
+      draining: draining.signal,
+      config: () => config,
+      log,
+      onRun: (definition, result) => {
+        deliveries.nudge();
+        const { outcome, error, counts, cause } = result;
+        const ended = `${definition.key} ${outcome}`;
+        runs.set(ended, { definition: definition.key, outcome, count: (runs.get(ended)?.count ?? 0) + 1 });
+        // A command that leads for itself shows its runs itself.
+        if (!scheduled && cause === null) return;
+        const facts = {
+          definition: definition.key,
+          run: result.id,
+          ...(counts === null
+            ? {}
+            : {
+                members: counts.members,
+                entered: counts.entered,
+                exited: counts.exited,
+                changed: counts.changed,
+                ...(counts.withoutIdentifier === 0 ? {} : { withoutIdentifier: counts.withoutIdentifier }),
+                ...(counts.conflicting === 0 ? {} : { conflicting: counts.conflicting }),
+                ...(counts.skippedValues === 0 ? {} : { skippedValues: counts.skippedValues }),
+              }),
+        };
+        if (outcome === 'succeeded') {
+          const moved = counts !== null && counts.entered + counts.exited + counts.changed > 0;
+          log[moved ? 'info' : 'debug'](`Synced "${definition.key}"`, facts);
+        } else if (cause !== null) log.failure(`The run of "${definition.key}" failed`, cause, facts);
+        else log.warn(error ?? outcome, facts);
+      },
+    });
+    stops.push(() => scheduler.stop());
+    if (delivers) {
+      stops.push(
+        startLoop('Feeding the outbox', FEED_EVERY_MS, log, async () => {
+          while ((await feedCursors(state)) > 0) deliveries.nudge();
+        }),
+      );
+      stops.push(startLoop('Telling how deliveries go', REPORT_EVERY_MS, log, deliveries.report));
+      stops.push(startLoop('Tidying up', TIDY_EVERY_MS, log, () => tidyUp(state)));
+    }
+    const requests = startRequests({
+      context,
+      draining: draining.signal,
+      kinds: delivers ? ALL_REQUESTS : QUIET_REQUESTS,
+      scheduler,
+      definitions: () => config.definitions,
+      reload,
+      nudge: deliveries.nudge,
+      destinations: () =>
+        deliveries.all().map(({ id, name, dispatcher }) => ({ id, name, compare: dispatcher.compare })),
+      log,
+    });
+    stops.push(() => requests.stop());
+    if (scheduled) {
+      const watch = watchConfig(() => config.files);
+      let isPending = false;
+      stops.push(
+        startLoop('Reading the configuration', WATCH_EVERY_MS, log, async () => {
+          isPending ||= watch.hasChanged();
+          if (!isPending) return;
+          try {
+            await reload(false);
+            isPending = false;
+            log.info('The configuration has been read again.');
+          } catch (error) {
+            // What time may mend is tried again.
+            if (!(error instanceof OperatorError)) throw error;
+            isPending = false;
+            log.error(`The changed configuration is not used: ${error.message}`);
+          }
+        }),
+      );
+    }
+  } catch (error) {
+    await stopAll();
+    await release();
+    throw error;
+  }
+  return {
+    leader: lease.holder,
+    deliveries: deliveries.all,
+    runs: () => [...runs.values()],
+    lost: lease.lost,
+    stop: async () => {
+      await stopAll();
+      await release();
+    },
+  };
+}
+
+/** Leads or stands by until `signal` fires, then drains. */
+export async function runDaemon(
+  resources: Resources,
+  signal: AbortSignal,
+  onLeading: (leadership: Leadership) => void,
+): Promise<void> {
+  const { databases, log } = resources;
+  let said = '';
+  const say = (text: string): void => {
+    if (text !== said) log.info(text);
+    said = text;
+  };
+  const tryAgain = async (what: string, error: unknown): Promise<void> => {
+    if (what !== said) log.failure(what, error);
+    said = what;
+    await until(STAND_BY_LOOK_MS, signal);
+  };
+  while (!signal.aborted) {
+    let leadership: Leadership;
+    try {
+      const lease = await tryLead(databases.state.pool);
+      if (lease === null) {
+        say('Another instance leads; standing by.');
+        await until(STAND_BY_LOOK_MS, signal);
+        continue;
+      }
+      const seconds = Math.ceil(lease.quietForMs / 1000);
+      if (lease.quietForMs > QUOTA_WINDOW_MS) {
+        log.info('Leading; sending begins when no request of the last leader can be open any more.', { seconds });
+      } else log.info('Leading.');
+      leadership = await lead(resources, lease, { scheduled: true, delivers: true, confirmRemovals: false });
+    } catch (error) {
+      if (!isUnreachable(error)) throw error;
+      await tryAgain('The state database is out of reach; trying again', error);
+      continue;
+    }
+    said = '';
+    onLeading(leadership);
+    const stopped = new Promise<'stopped'>((resolve) => {
+      if (signal.aborted) resolve('stopped');
+      signal.addEventListener('abort', () => resolve('stopped'), { once: true });
+    });
+    const ended = await Promise.race([leadership.lost.then(() => 'lost' as const), stopped]);
+    if (ended === 'lost') log.warn(`The lease of ${LEASE_MS / 1000} s was lost; standing by.`);
+    await leadership.stop();
+  }
+}

@@ -1,0 +1,120 @@
+import type { State } from '../db/state.js';
+import type { Port } from '../destinations/carrier.js';
+import type { Logger } from '../lib/logger.js';
+import { startDispatcher, type Dispatcher } from './dispatcher.js';
+import { createMemory, type Memory } from './outlet.js';
+
+/**
+ * The dispatchers of all destinations. They are replaced as one when the destinations change; what was sent within the
+ * last second counts for the quotas of those that come after, here and with the next leader.
+ */
+export interface Deliveries {
+  /** Has these destinations sent to; nothing happens where `description` is that of those that are. */
+  replace: (destinations: readonly Reachable[], description: string) => Promise<void>;
+  nudge: () => void;
+  all: () => readonly { id: number; name: string; dispatcher: Dispatcher }[];
+  /** Writes down how the deliveries go, for whoever looks at the tables. */
+  report: () => Promise<void>;
+  stop: () => Promise<void>;
+  /** For how long, from now, a request that begins would share a quota's time with the last that this instance sent. */
+  quietMs: () => number;
+}
+
+export interface Reachable {
+  id: number;
+  name: string;
+  connect: () => Promise<Port>;
+}
+
+/** All or none. */
+async function connectAll(destinations: readonly Reachable[]): Promise<readonly (Reachable & { port: Port })[]> {
+  const results = await Promise.allSettled(destinations.map(({ connect }) => connect()));
+  const opened = results.flatMap((result, index) => {
+    const destination = destinations[index];
+    return result.status === 'fulfilled' && destination !== undefined ? [{ ...destination, port: result.value }] : [];
+  });
+  const failed = results.find(({ status }) => status === 'rejected');
+  if (failed?.status !== 'rejected') return opened;
+  for (const { port } of opened) port.close();
+  throw failed.reason;
+}
+
+export interface DeliveriesOptions {
+  state: State;
+  leader: string;
+  mayBegin: (timeoutMs: number) => boolean;
+  prepareBulk: () => boolean;
+  /** How long ago, when this was made, an earlier leader may have sent something in bulk. */
+  bulkAgoMs: number;
+  log: Logger;
+}
+
+export function createDeliveries(options: DeliveriesOptions): Deliveries {
+  const { state, leader, mayBegin, prepareBulk, bulkAgoMs, log } = options;
+  const since = performance.now();
+  const told = new Map<number, string>();
+  const memories = new Map<number, Memory>();
+  const memoryOf = (id: number): Memory => {
+    const memory = memories.get(id) ?? createMemory(bulkAgoMs + performance.now() - since);
+    memories.set(id, memory);
+    return memory;
+  };
+  let running: readonly { id: number; name: string; port: Port; dispatcher: Dispatcher }[] = [];
+  let described = '';
+  let quietUntil = -Infinity;
+
+  const stop = async (): Promise<void> => {
+    const ending = running;
+    running = [];
+    await Promise.all(ending.map(({ dispatcher }) => dispatcher.stop()));
+    for (const { dispatcher, port } of ending) {
+      quietUntil = Math.max(quietUntil, performance.now() + dispatcher.quietMs());
+      port.close();
+    }
+  };
+  const quietMs = (): number => Math.max(0, quietUntil - performance.now());
+
+  return {
+    replace: async (destinations, description) => {
+      if (description === described && running.length > 0) return;
+      const opened = await connectAll(destinations);
+      await stop();
+      await new Promise((resolve) => setTimeout(resolve, quietMs()));
+      described = description;
+      running = opened.map(({ id, name, port }) => ({
+        id,
+        name,
+        port,
+        dispatcher: startDispatcher({
+          state,
+          leader,
+          destinationId: id,
+          destinationName: name,
+          port,
+          mayBegin,
+          prepareBulk,
+          memory: memoryOf(id),
+          onLeaseLost: () => log.warn('Calls that were under way are not settled: another instance leads.'),
+          log,
+        }),
+      }));
+    },
+    nudge: () => {
+      for (const { dispatcher } of running) dispatcher.nudge();
+    },
+    all: () => running,
+    report: async () => {
+      for (const { id, dispatcher } of running) {
+        const delivery = JSON.stringify({
+          acknowledgedPerSecond: dispatcher.acknowledgedPerSecond(),
+          lanes: dispatcher.lanes(),
+        });
+        if (told.get(id) === delivery) continue;
+        await state.pool.query('update destination set delivery = $2 where id = $1', [id, delivery]);
+        told.set(id, delivery);
+      }
+    },
+    stop,
+    quietMs,
+  };
+}

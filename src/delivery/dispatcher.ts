@@ -1,0 +1,381 @@
+import type { State } from '../db/state.js';
+import type { Port } from '../destinations/carrier.js';
+import { backoffMs } from '../lib/backoff.js';
+import type { Logger } from '../lib/logger.js';
+import { loadWaiting, MOST_EVENTS, type WaitingRow } from '../outbox/queue.js';
+import {
+  holdBack,
+  LeaseLostError,
+  markAnew,
+  noteList,
+  settle,
+  stopDefinition,
+  stopDestination,
+  type Settlement,
+} from '../outbox/settle.js';
+import { isMoreWaiting, liveOnly, readQueue, START, type QueueRead, type Ways } from '../outbox/reader.js';
+import type { LaneFigures } from './lane.js';
+import { createMeter } from './meter.js';
+import { createOutlet, type Memory, type Outlet } from './outlet.js';
+import { deliverRecipient, type Delivered, type Desk } from './recipient.js';
+import { createSignal } from './signal.js';
+import { createSlots } from './slots.js';
+import { createStops } from './stops.js';
+import { createWriter } from './writer.js';
+
+/**
+ * Takes what waits for one destination out of the outbox and sends it. A recipient is under way from the moment when its
+ * rows are read until all that became of them has been written, and for a while longer where a request may still be
+ * applied: so nothing is in flight twice at once.
+ *
+ * The queue is read on from where it was left, every quarter of a second at least. Reading begins anew when somebody
+ * says that there is something new, when something comes to be sendable that was passed over, and every ten seconds.
+ *
+ * While many recipients wait, users and events go in bulk; how many are under way at once follows.
+ */
+export interface Dispatcher {
+  /** Something may have come into the outbox. */
+  nudge: () => void;
+  /** Takes nothing new, waits for what is under way. */
+  stop: () => Promise<void>;
+  lanes: () => readonly LaneFigures[];
+  /** Marks and events that were acknowledged, a second. */
+  acknowledgedPerSecond: () => number;
+  /** For how long the last request still counts for a quota. */
+  quietMs: () => number;
+  /** Null where its users can't be read. */
+  compare: Outlet['compare'] | null;
+  /** Why nothing is being sent at present, in a sentence; null otherwise. */
+  trouble: () => string | null;
+}
+
+export interface DispatcherOptions {
+  state: State;
+  leader: string;
+  destinationId: number;
+  destinationName: string;
+  port: Port;
+  /** Whether a request may begin now that can be open for so long: the lease isn't about to end, and knows of it. */
+  mayBegin: (timeoutMs: number) => boolean;
+  /** Whether requests in bulk may begin; if not, asks that they soon may. */
+  prepareBulk: () => boolean;
+  /** Which pipelines recipients were in lately. */
+  memory: Memory;
+  onLeaseLost: () => void;
+  log: Logger;
+}
+
+/** How many recipients are under way at once, how many are taken together, and fewer than what are not worth a look. */
+const SIZES = {
+  single: { most: 300, take: 60, atLeast: 20 },
+  bulk: { most: 4_000, take: 1_000, atLeast: 250 },
+} as const;
+/** More recipients than this make requests in bulk worth their while. */
+const BULK_FROM = 2_000;
+const COUNT_EVERY_MS = 500;
+const LIVE_EVERY_MS = 50;
+const MOST_LIVE = 500;
+const SOON_MS = 10;
+const LOOK_EVERY_MS = 250;
+const REREAD_EVERY_MS = 10_000;
+const AFTER_ERROR = { firstMs: 1_000, longestMs: 10_000 };
+/** How long a recipient rests whose delivery broke off for a reason that nobody has thought of. */
+const AFTER_BUG_MS = 60_000;
+/** A request of a lease that was lost may still be applied for so long. */
+const LATE_MS = 60_000;
+
+interface UnderWay {
+  /** The versions of the rows that were loaded. */
+  loaded: ReadonlySet<number>;
+  /** Something else was seen in the queue meanwhile. */
+  hasMore: boolean;
+  /** When its rest is over, by the monotonic clock; 0 while requests are made. */
+  restsUntil: number;
+}
+
+export function startDispatcher(options: DispatcherOptions): Dispatcher {
+  const { state, leader, destinationId, destinationName, port, onLeaseLost, log } = options;
+  const destination = { destination: destinationName };
+  const signal = createSignal();
+  const slots = createSlots(SIZES.single.most, signal.notify);
+  const acknowledged = createMeter();
+  const lists = new Map<string, ReturnType<Desk['listOf']>>();
+  const underWay = new Map<string, UnderWay>();
+  let stopping = false;
+  let isLeaseLost = false;
+  let destinationState: QueueRead['state'] = 'active';
+  let destinationReason: string | null = null;
+  /** The definitions that were paused when the queue was last read. */
+  let paused: readonly number[] = [];
+  /** The destination refuses everything, which has yet to be written down. */
+  let refusal: string | null = null;
+  let isDatabaseAway = false;
+  let errors = 0;
+
+  const mayBegin = (timeoutMs: number): boolean =>
+    !stopping && refusal === null && destinationState === 'active' && options.mayBegin(timeoutMs);
+  const outlet = createOutlet({ port, mayBegin, memory: options.memory, onFree: signal.notify });
+
+  let position = START;
+  let waysRead: Ways = { marks: false, lists: false, events: false, asks: false };
+  let readSince = -Infinity;
+  let countedAt = -Infinity;
+  let liveReadAt = -Infinity;
+  let isNew = true;
+  /** Something that is due was given back, by a lane that was full or closed. */
+  let isLeft = false;
+  const readAnew = (): void => {
+    isNew = true;
+    signal.notify();
+  };
+
+  const writer = createWriter({
+    commit: async (settlements) => {
+      await settle(state, leader, settlements);
+      isDatabaseAway = false;
+    },
+    givesUp: (error) => error instanceof LeaseLostError || stopping,
+    onFailure: (error) => {
+      if (!isDatabaseAway) log.failure('What became of some calls cannot be written; trying again', error, destination);
+      isDatabaseAway = true;
+    },
+  });
+
+  /** What this instance had under way may have come after what the new leader sends. */
+  const yieldTo = async (recipient: string, rows: readonly WaitingRow[], sent: ReadonlySet<number>): Promise<void> => {
+    if (!isLeaseLost) onLeaseLost();
+    isLeaseLost = true;
+    const marks = rows.flatMap((row) => (row.kind === 'm' && sent.has(row.id) ? [row] : []));
+    await markAnew(state, destinationId, recipient, marks, LATE_MS);
+  };
+
+  /** The list of a definition, by its name: asked for once, and again only where that came to nothing. */
+  const listOf: Desk['listOf'] = async ({ definitionId, list }) => {
+    if (list === null) throw new Error('The definition fills no list.');
+    if (list.id !== null) return { kind: 'list', id: list.id };
+    const name = `${definitionId} ${list.name}`;
+    const asking = lists.get(name) ?? findList(definitionId, list.name);
+    lists.set(name, asking);
+    const found = await asking.catch((error: unknown) => {
+      lists.delete(name);
+      throw error;
+    });
+    if (found?.kind !== 'list') lists.delete(name);
+    return found;
+  };
+  const findList = async (definitionId: number, name: string): ReturnType<Desk['listOf']> => {
+    const found = await outlet.listOf(name);
+    if (found?.kind === 'list') await noteList(state, leader, { destinationId, definitionId, name, listId: found.id });
+    return found;
+  };
+
+  const stops = createStops({
+    write: async (stop) => {
+      await stopDefinition(state, leader, { destinationId, ...stop });
+      const { definitionId, reason } = stop;
+      log.error(`The calls of a definition wait for a person: ${reason}`, { ...destination, definitionId });
+    },
+    onStop: signal.notify,
+  });
+  const shared: Omit<Desk, 'settle'> = {
+    outlet,
+    stop: (reason) => {
+      if (destinationState === 'active') refusal ??= reason;
+      signal.notify();
+    },
+    listOf,
+    stopDefinition: (definitionId, reason) => {
+      for (const name of [...lists.keys()]) if (name.startsWith(`${definitionId} `)) lists.delete(name);
+      stops.stop({ definitionId, reason, isListGone: true });
+    },
+    passed: stops.passed,
+    refused: stops.refused,
+  };
+
+  /** Delivers to one recipient and waits until it is written down what became of it. */
+  const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<Delivered> => {
+    const sent = new Set<number>();
+    const written: Promise<void>[] = [];
+    const settle = (settlement: Settlement): void => {
+      sent.add(settlement.id);
+      if (settlement.kind === 'acknowledged') acknowledged.count(1, performance.now());
+      const write = writer.write(settlement);
+      // Awaited below; until then it may fail unseen.
+      write.catch(() => undefined);
+      written.push(write);
+    };
+    try {
+      const delivered = await deliverRecipient({ ...shared, settle }, recipient, rows);
+      await Promise.all(written);
+      return delivered;
+    } catch (error) {
+      await Promise.allSettled(written);
+      if (error instanceof LeaseLostError) await yieldTo(recipient, rows, sent);
+      else if (!stopping) throw error;
+      return { lookAgain: true, restMs: AFTER_BUG_MS };
+    }
+  };
+
+  const release = (recipient: string, lookAgain: boolean): void => {
+    const hasMore = underWay.get(recipient)?.hasMore === true;
+    underWay.delete(recipient);
+    if (hasMore) readAnew();
+    if (lookAgain) isLeft = true;
+  };
+
+  const handle = async (recipient: string, rows: readonly WaitingRow[]): Promise<void> => {
+    const { lookAgain, restMs } = await deliver(recipient, rows).catch((error: unknown): Delivered => {
+      log.failure('A delivery broke off; its calls stay in the outbox', error, destination);
+      return { lookAgain: true, restMs: AFTER_BUG_MS };
+    });
+    if (restMs === 0) {
+      release(recipient, lookAgain);
+      return;
+    }
+    underWay.set(recipient, { loaded: new Set(), hasMore: true, restsUntil: performance.now() + restMs });
+    setTimeout(() => release(recipient, true), restMs).unref();
+  };
+
+  /** Takes recipients of whom nothing is under way, as they wait now. */
+  const take = async (seen: QueueRead['rows']): Promise<void> => {
+    const recipients = new Set<string>();
+    const resting = new Map<string, number>();
+    for (const { recipient, version } of seen) {
+      const known = underWay.get(recipient);
+      if (known === undefined) recipients.add(recipient);
+      else if (known.restsUntil > 0) resting.set(recipient, Math.max(0, known.restsUntil - performance.now()));
+      else if (!known.loaded.has(version)) known.hasMore = true;
+    }
+    if (resting.size > 0) {
+      await holdBack(
+        state.pool,
+        destinationId,
+        [...resting].map(([recipient, forMs]) => ({ recipient, forMs })),
+      );
+    }
+    if (recipients.size === 0) return;
+    const waiting = await loadWaiting(state.pool, destinationId, [...recipients]);
+    for (const recipient of recipients) {
+      const rows = waiting.get(recipient) ?? [];
+      const loaded = new Set(rows.map(({ version }) => version));
+      const hasMore = rows.filter(({ kind }) => kind === 'e').length >= MOST_EVENTS;
+      underWay.set(recipient, { loaded, hasMore, restsUntil: 0 });
+    }
+    slots.run([...recipients].map((recipient) => () => handle(recipient, waiting.get(recipient) ?? [])));
+  };
+
+  const stopForRefusal = async (reason: string): Promise<void> => {
+    await stopDestination(state, leader, destinationId, reason);
+    [destinationState, destinationReason, refusal] = ['stopped', reason, null];
+    log.error(reason, destination);
+  };
+
+  /**
+   * Bulk while very many recipients wait. Looked at whenever there is more than what was just read; false where it can't
+   * be said yet.
+   */
+  const choosePipeline = async (isMore: boolean, ways: Ways): Promise<boolean> => {
+    const isBulk = outlet.pipeline() === 'bulk';
+    if ((port.update.bulk === null && port.track.bulk === null) || (!isBulk && !isMore)) return true;
+    if (performance.now() - countedAt < COUNT_EVERY_MS) return true;
+    countedAt = performance.now();
+    // What is under way waits, too, until it is settled.
+    const recipients = BULK_FROM - slots.taken();
+    // Behind the position are not those that were passed over because their lane is closed.
+    const from = ways.marks && ways.events ? position : START;
+    const more = recipients < 0 || (await isMoreWaiting(state.pool, destinationId, { position: from, recipients }));
+    if (more && !options.prepareBulk()) {
+      countedAt = -Infinity;
+      setTimeout(signal.notify, SOON_MS);
+      return false;
+    }
+    outlet.setPipeline(more ? 'bulk' : 'single');
+    slots.resize(SIZES[outlet.pipeline()].most);
+    return true;
+  };
+
+  /** Live calls don't wait for a place: those that have arisen are taken beyond what is under way. */
+  const takeLive = async (ways: Ways): Promise<void> => {
+    if (slots.spare() === 0 || performance.now() - liveReadAt < LIVE_EVERY_MS) return;
+    liveReadAt = performance.now();
+    const from = liveOnly(isNew ? START : position);
+    const read = await readQueue(state.pool, destinationId, { position: from, ways, limit: MOST_LIVE });
+    await take(read.rows.filter(({ recipient }) => !underWay.has(recipient)).slice(0, slots.spare()));
+  };
+
+  /** Reads the queue once; whether there may be more to take at once. */
+  const turn = async (): Promise<boolean> => {
+    if (refusal !== null) await stopForRefusal(refusal);
+    await stops.flush();
+    const ways = outlet.ways();
+    const { take: most, atLeast } = SIZES[outlet.pipeline()];
+    const isIdle = slots.taken() === 0;
+    const isOpen = Object.values(ways).some((way) => way);
+    if (!options.mayBegin(0) || !isOpen) return false;
+    if (slots.free() < atLeast && !isIdle) {
+      await takeLive(ways);
+      return false;
+    }
+
+    const opened = (['marks', 'lists', 'events', 'asks'] as const).some((way) => ways[way] && !waysRead[way]);
+    const age = performance.now() - readSince;
+    if (isNew || opened || (isLeft && age > LOOK_EVERY_MS) || age > REREAD_EVERY_MS) {
+      position = START;
+      readSince = performance.now();
+      [isNew, isLeft] = [false, false];
+    }
+    waysRead = ways;
+    const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), Math.max(1, outlet.room()));
+    const read = await readQueue(state.pool, destinationId, { position, ways, limit });
+    if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
+      isNew = true;
+    [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
+    stops.heed(paused);
+    if (!(await choosePipeline(!read.isEnd, ways))) return false;
+    position = read.position;
+    await take(read.rows);
+    isDatabaseAway = false;
+    return !read.isEnd || isNew;
+  };
+
+  const loop = async (): Promise<void> => {
+    while (!stopping) {
+      try {
+        const isMore = await turn();
+        errors = 0;
+        if (!isMore) await signal.wait(LOOK_EVERY_MS);
+      } catch (error) {
+        isNew = true;
+        if (error instanceof LeaseLostError) {
+          await signal.wait(LOOK_EVERY_MS);
+          continue;
+        }
+        if (errors === 0) log.failure('The outbox cannot be read; trying again', error, destination);
+        errors += 1;
+        isDatabaseAway = true;
+        await signal.wait(backoffMs(errors, AFTER_ERROR, Math.random()));
+      }
+    }
+  };
+  const looping = loop();
+
+  return {
+    nudge: readAnew,
+    stop: async () => {
+      stopping = true;
+      signal.notify();
+      await looping;
+      while (slots.taken() > 0) await signal.wait(LOOK_EVERY_MS);
+    },
+    lanes: outlet.figures,
+    acknowledgedPerSecond: () => acknowledged.perSecond(performance.now()),
+    quietMs: outlet.quietMs,
+    compare: port.users === null ? null : outlet.compare,
+    trouble: () => {
+      if (isDatabaseAway) return 'The state database is out of reach.';
+      if (destinationState === 'paused') return 'The destination is paused.';
+      if (destinationState === 'stopped') return destinationReason;
+      return outlet.trouble();
+    },
+  };
+}

@@ -1,0 +1,157 @@
+import { performance } from 'node:perf_hooks';
+import type { ExpectedValue, FieldFound, ListChange, TrackCall, UserUpdate } from '../core/call.js';
+import type { Verdict } from '../core/verdict.js';
+import type { Carrier, Port, Way } from '../destinations/carrier.js';
+import { createLane, type Lane, type LaneFigures } from './lane.js';
+import { createRecency, type Pipeline, type Recency } from './recency.js';
+
+/**
+ * All lanes of one destination, and which of them a call takes. Where users or events have a single and a bulk way in,
+ * the destination's pipeline decides, except for recipients who were sent something within the last minute: they stay in
+ * the pipeline that they are in, since the two are handled apart.
+ */
+export interface Outlet {
+  /** Null where the call is given back, and goes again: its turn didn't come in time, it may not begin, the quota was met. */
+  update: (calls: UserUpdate, urgent: boolean) => Promise<Verdict | null>;
+  track: (call: TrackCall, urgent: boolean) => Promise<Verdict | null>;
+  /** Whether the recipient is known there. */
+  find: (recipient: string) => Promise<{ kind: 'there' } | { kind: 'absent' } | Verdict | null>;
+  /** The fields of a recipient that aren't as expected; null: they can't be read now, or never. */
+  compare: (recipient: string, expected: readonly ExpectedValue[]) => Promise<readonly FieldFound[] | null>;
+  list: (change: ListChange, urgent: boolean) => Promise<Verdict | null>;
+  /** The id of the list of that name, which is made where there is none. */
+  listOf: (name: string) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
+  setPipeline: (pipeline: Pipeline) => void;
+  pipeline: () => Pipeline;
+  /** Which kinds of calls can be sent now: their lane is open and has room. */
+  ways: () => { marks: boolean; lists: boolean; events: boolean; asks: boolean };
+  /** How many more calls can be sent in time by the lane that can take most. */
+  room: () => number;
+  /** No lane for users and events is open: those that aren't closed try one request at a time. */
+  isTrying: () => boolean;
+  trouble: () => string | null;
+  quietMs: () => number;
+  figures: () => readonly LaneFigures[];
+}
+
+export interface OutletOptions {
+  port: Port;
+  /** Whether a request may begin now that can be open for so long. */
+  mayBegin: (timeoutMs: number) => boolean;
+  memory: Memory;
+  onFree: () => void;
+}
+
+/** Five requests of a thousand users a second, and ten of events, for a minute; a third more, so that it is seldom full. */
+const MOST_USERS = 390_000;
+const MOST_EVENTS = 780_000;
+
+interface Lanes {
+  single: Lane;
+  bulk: Lane | null;
+  recency: Recency;
+}
+
+/** Which pipelines a destination's users and events were in; it outlives an outlet. */
+export interface Memory {
+  users: Recency;
+  events: Recency;
+}
+
+/** `bulkAgoMs` is how long ago an earlier leader may have sent something in bulk. */
+export function createMemory(bulkAgoMs: number): Memory {
+  const now = performance.now();
+  const create = (most: number): Recency => {
+    const recency = createRecency(most, now);
+    recency.assumeBulk(now - bulkAgoMs);
+    return recency;
+  };
+  return { users: create(MOST_USERS), events: create(MOST_EVENTS) };
+}
+
+export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions): Outlet {
+  const now = (): number => performance.now();
+  const lanes = new Map<Carrier<unknown>, Lane<unknown>>();
+  const laneOf = <R>(carrier: Carrier<R>): Lane<R> => {
+    const known = lanes.get(carrier);
+    if (known !== undefined) return known as Lane<R>;
+    const { timeoutMs } = carrier;
+    const lane = createLane({ carrier, transmit: port.transmit, mayBegin: () => mayBegin(timeoutMs), onFree });
+    lanes.set(carrier, lane);
+    return lane;
+  };
+  let pipeline: Pipeline = 'single';
+
+  const open = <C>({ single, bulk }: Way<C>, recency: Recency): Lanes => {
+    return { single: laneOf(single), bulk: bulk === null ? null : laneOf(bulk), recency };
+  };
+  const updates = open(port.update, memory.users);
+  const tracks = open(port.track, memory.events);
+  const asks = port.users === null ? null : { ...port.users, lane: laneOf(port.users.carrier) };
+  const lists =
+    port.lists === null ? null : { ...port.lists, lane: laneOf(port.lists.carrier), read: laneOf(port.lists.reads) };
+
+  const currentOf = ({ single, bulk }: Lanes): Lane => (pipeline === 'bulk' && bulk !== null ? bulk : single);
+  const send = async <C>(
+    way: Way<C>,
+    { single, bulk, recency }: Lanes,
+    { call, recipient, urgent }: { call: C; recipient: string; urgent: boolean },
+  ): Promise<Verdict | null> => {
+    if (bulk === null) return single.send(way.item(call), urgent);
+    const taken = recency.pipelineOf(recipient, now()) ?? pipeline;
+    // From now on: a call that is given back may have been sent, and to have failed.
+    recency.note(recipient, taken, now());
+    const verdict = await (taken === 'bulk' ? bulk : single).send(way.item(call), urgent);
+    if (verdict !== null) recency.note(recipient, taken, now());
+    return verdict;
+  };
+
+  const isUsable = (lane: Pick<Lane, 'state' | 'room'>): boolean => lane.state() !== 'closed' && lane.room() > 0;
+  const all = (): readonly Lane<unknown>[] => [...lanes.values()];
+
+  return {
+    update: (calls, urgent) => send(port.update, updates, { call: calls, recipient: calls[0].recipient, urgent }),
+    track: (call, urgent) => send(port.track, tracks, { call, recipient: call.recipient, urgent }),
+    find: async (recipient) => {
+      if (asks === null) return { kind: 'there' };
+      const read = await asks.lane.send(asks.item(recipient), false);
+      return read?.kind === 'read' ? { kind: asks.isThere(read) ? 'there' : 'absent' } : read;
+    },
+    compare: async (recipient, expected) => {
+      if (asks === null) return null;
+      const read = await asks.lane.send(asks.item(recipient), false);
+      return read?.kind === 'read' ? asks.differences(read, expected) : null;
+    },
+    list: async (change, urgent) => {
+      if (lists === null) throw new Error('This destination has no lists.');
+      const verdict = await lists.lane.send(lists.change(change), urgent);
+      return verdict?.kind === 'read' ? null : verdict;
+    },
+    listOf: async (name) => {
+      if (lists === null) throw new Error('This destination has no lists.');
+      const read = await lists.read.send(lists.all, false);
+      if (read?.kind !== 'read') return read;
+      const known = lists.find(read, name);
+      if (known !== null) return { kind: 'list', id: known };
+      const made = await lists.lane.send(lists.create(name), false);
+      if (made?.kind !== 'read') return made;
+      const id = lists.made(made);
+      return id === null ? { kind: 'again', waitMs: null, late: false } : { kind: 'list', id };
+    },
+    setPipeline: (next) => {
+      pipeline = next;
+    },
+    pipeline: () => pipeline,
+    ways: () => ({
+      marks: isUsable(currentOf(updates)),
+      events: isUsable(currentOf(tracks)),
+      lists: lists === null || isUsable(lists.lane),
+      asks: asks === null || isUsable(asks.lane),
+    }),
+    room: () => Math.max(currentOf(updates).room(), currentOf(tracks).room()),
+    isTrying: () => [updates, tracks].every((lanes) => currentOf(lanes).state() !== 'open'),
+    trouble: () => all().reduce<string | null>((found, lane) => found ?? lane.trouble(), null),
+    quietMs: () => Math.max(...all().map((lane) => lane.quietMs())),
+    figures: () => all().map((lane) => lane.figures()),
+  };
+}

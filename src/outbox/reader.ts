@@ -1,0 +1,180 @@
+import type { Queryable } from '../db/connect.js';
+import { LIST } from './queue.js';
+
+/** Which calls can be sent now: marks, events, and those for which the destination has to be asked first. */
+export interface Ways {
+  marks: boolean;
+  /** Marks that have a place on a list due, and nothing else. */
+  lists: boolean;
+  events: boolean;
+  asks: boolean;
+}
+
+/**
+ * How far the queue has been read: what is new by priority, what has waited for its time by that time. Only a hint:
+ * transactions commit out of order, and what was passed over may have come to be ready, so that the reader goes back to
+ * the start now and then, and whenever it hears of something new.
+ */
+export interface Position {
+  new: readonly [number, number, number];
+  waited: { dueAt: string; id: number };
+}
+
+export const START: Position = { new: [0, 0, 0], waited: { dueAt: '-infinity', id: 0 } };
+
+/** Of what is behind `position`, the live calls alone. */
+export const liveOnly = ({ new: [live] }: Position): Position => ({
+  new: [live, Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER],
+  waited: { dueAt: 'infinity', id: Number.MAX_SAFE_INTEGER },
+});
+
+export interface QueueRead {
+  /** What the destination is in; nothing is read unless it is active. */
+  state: 'active' | 'paused' | 'stopped';
+  /** Why it stopped. */
+  reason: string | null;
+  /** Which definitions are paused, or stopped here. */
+  paused: readonly number[];
+  /** Calls that may be sent; a recipient may come twice. */
+  rows: readonly { version: number; recipient: string }[];
+  /** Whether that was all. */
+  isEnd: boolean;
+  position: Position;
+}
+
+/** Definitions whose calls wait for a person: paused, or stopped at the destination `$1`. */
+export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where d.state = 'paused'
+  union all select dd.definition_id from definition_destination as dd where dd.destination_id = $1 and dd.stopped is not null)`;
+const isOn = (row: string): string => `${row}.definition_id <> all (${WAITS_FOR_A_PERSON})`;
+/** What waits for the recipient of `o`, by kind: each has an index of its own. */
+const another = (kind: 'm' | 'e', condition: string): string =>
+  `exists (select from outbox as b where b.kind = '${kind}' and b.recipient = o.recipient
+     and b.destination_id = o.destination_id and ${isOn('b')} and ${condition})`;
+
+/**
+ * A call may be sent when its time has come, its definition isn't paused, and no earlier key of the same person waits;
+ * an event also when nothing earlier of its recipient waits for its time, and no mark for its lane.
+ */
+const IS_READY = `o.due_at <= now() and ${isOn('o')}
+  and (o.after is null or not exists (select from outbox as b where b.id = any(o.after)))
+  and (o.confirm = 0 or $8)
+  and case o.kind
+    when 'm' then $6 and ($11 or not o.columns <@ array['${LIST}'])
+    else $7 and not ${another('m', '(not $6 or b.id < o.id and b.due_at > now())')}
+      and not ${another('e', 'b.id < o.id and b.due_at > now()')}
+  end`;
+const WAITED = '(o.attempts > 0 or o.confirm > 0)';
+
+const readNew = (priority: number, position: string): string =>
+  `(select ${priority} as part, o.id, o.version, o.recipient, o.due_at from outbox as o
+    where o.destination_id = $1 and o.priority = ${priority} and o.id > ${position} and not ${WAITED} and ${IS_READY}
+    order by o.id limit $9)`;
+
+const READ_QUEUE = `
+  select t.state, t.reason, q.part, q.id, q.version, q.recipient, q.due_at::text as due_at,
+    (now() - interval '1 second')::text as read_until,
+    (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused
+  from destination as t left join lateral (
+    select * from (
+      ${readNew(0, '$2')}
+      union all
+      (select 3, o.id, o.version, o.recipient, o.due_at from outbox as o
+        where o.destination_id = $1 and ${WAITED} and o.due_at >= $5::timestamptz
+          and (o.due_at, o.id) > ($5::timestamptz, $10::bigint) and ${IS_READY}
+        order by o.due_at, o.id limit $9)
+      union all
+      ${readNew(1, '$3')}
+      union all
+      ${readNew(2, '$4')}
+    ) as parts where t.state = 'active' limit $9
+  ) as q on true
+  where t.id = $1`;
+
+interface ReadRow {
+  state: QueueRead['state'];
+  reason: string | null;
+  paused: readonly number[];
+  read_until: string;
+  last: number;
+  /** Null where nothing was found. */
+  part: 0 | 1 | 2 | 3 | null;
+  id: number;
+  version: number;
+  recipient: string;
+  due_at: string;
+}
+
+/**
+ * Behind the rows that were read, or behind all that there are: whoever writes more says so. What has just come to be due
+ * is read again, since it may have been written a moment later.
+ */
+function positionAfter(before: Position, read: readonly ReadRow[], isEnd: boolean): Position {
+  const [any] = read;
+  if (isEnd && any !== undefined) {
+    return { new: [any.last, any.last, any.last], waited: { dueAt: any.read_until, id: Number.MAX_SAFE_INTEGER } };
+  }
+  const reached: [number, number, number] = [...before.new];
+  let { waited } = before;
+  for (const { part, id, due_at } of read) {
+    if (part === 3) waited = { dueAt: due_at, id };
+    else if (part !== null) reached[part] = Math.max(reached[part], id);
+  }
+  return { new: reached, waited };
+}
+
+/**
+ * The next calls after `position` that may be sent, at most `limit`: live ones first, then those that waited for their
+ * time, then the others in the order of priority and arrival.
+ */
+export async function readQueue(
+  pool: Queryable,
+  destinationId: number,
+  { position, ways, limit }: { position: Position; ways: Ways; limit: number },
+): Promise<QueueRead> {
+  const { rows } = await pool.query<ReadRow>({
+    // Planned each time: a plan that was kept from when the queue was short reads all of it.
+    text: READ_QUEUE,
+    values: [
+      destinationId,
+      ...position.new,
+      position.waited.dueAt,
+      ways.marks,
+      ways.events,
+      ways.asks,
+      limit,
+      position.waited.id,
+      ways.lists,
+    ],
+  });
+  const { state = 'paused', reason = null, paused = [] } = rows[0] ?? {};
+  const read = rows.filter((row) => row.part !== null);
+  const isEnd = read.length < limit;
+  return {
+    state,
+    reason,
+    paused,
+    rows: read,
+    isEnd,
+    position: positionAfter(position, rows, isEnd && state === 'active'),
+  };
+}
+
+/**
+ * Whether more than so many recipients have something due, as far as can be told from the next calls of each priority
+ * behind `position`.
+ */
+export async function isMoreWaiting(
+  pool: Queryable,
+  destinationId: number,
+  { position, recipients }: { position: Position; recipients: number },
+): Promise<boolean> {
+  const part = (priority: number): string =>
+    `(select o.recipient from outbox as o where o.destination_id = $1 and o.priority = ${priority} and o.id > $${priority + 2}
+      and o.due_at <= now() and ${isOn('o')} order by o.id limit $5)`;
+  const { rows } = await pool.query<{ more: boolean }>({
+    text: `select count(distinct recipient) > $6 as more
+      from (${part(0)} union all ${part(1)} union all ${part(2)}) as o`,
+    values: [destinationId, ...position.new, 3 * recipients, recipients],
+  });
+  return rows[0]?.more === true;
+}

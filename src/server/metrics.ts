@@ -1,0 +1,135 @@
+import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client';
+import type { Queryable } from '../db/connect.js';
+import type { Logger } from '../lib/logger.js';
+import { within } from '../lib/until.js';
+import type { LaneFigures } from '../delivery/lane.js';
+import type { Page } from './server.js';
+
+/**
+ * `/metrics`, by the conventions of Prometheus (https://prometheus.io/docs/practices/naming/). Labels are destinations,
+ * lanes, definitions and outcomes: never a person. What the tables know is read when it is asked for.
+ */
+export interface Observed {
+  leading: () => boolean;
+  /** Lanes by destination; those of a leader alone. */
+  lanes: () => readonly { destination: string; lane: LaneFigures }[];
+  /** Runs that have ended since this instance leads. */
+  runs: () => readonly { definition: string; outcome: string; count: number }[];
+}
+
+interface DestinationRow {
+  destination: string;
+  waiting: number;
+  oldest: number;
+  dead: number;
+  stopped: number;
+}
+
+interface DefinitionRow {
+  definition: string;
+  members: number;
+  /** Seconds since 1970; null where none has succeeded. */
+  succeeded: number | null;
+  held: number;
+}
+
+/** Counting what waits takes a second for some millions, so that it is done this often at most. */
+const READ_AT_MOST_EVERY_MS = 5_000;
+const READ_WITHIN_MS = 2_000;
+
+export function createMetrics(pool: Queryable, { leading, lanes, runs }: Observed, log: Logger): () => Promise<Page> {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const registers = [registry];
+  const gauge = (name: string, help: string, labelNames: readonly string[] = []): Gauge =>
+    new Gauge({ name: `personas_${name}`, help, labelNames: [...labelNames], registers });
+  const counter = (name: string, help: string, labelNames: readonly string[]): Counter =>
+    new Counter({ name: `personas_${name}_total`, help, labelNames: [...labelNames], registers });
+
+  const isLeading = gauge('leading', 'Whether this instance leads (1) or stands by (0).');
+  const databaseUp = gauge(
+    'state_database_up',
+    'Whether the state database answered; if not, what is read there is old.',
+  );
+  const ofLane = ['destination', 'lane'];
+  const quota = gauge('lane_quota_requests_per_second', 'The quota of a lane.', ofLane);
+  const allowed = gauge('lane_allowed_requests_per_second', 'What a lane lets through at present.', ofLane);
+  const requests = counter('requests', 'Requests that were sent.', ofLane);
+  const throttled = counter('requests_throttled', 'Requests that were answered with 429.', ofLane);
+  const calls = counter('calls', 'Calls in requests that were accepted.', ofLane);
+  const ended = counter('runs', 'Runs that have ended while this instance leads.', ['definition', 'outcome']);
+  const waiting = gauge('waiting_calls', 'Marks and events that are not acknowledged yet.', ['destination']);
+  const oldest = gauge('oldest_waiting_call_seconds', 'The age of the oldest of them.', ['destination']);
+  const dead = gauge('dead_calls', 'Calls that were refused and are kept.', ['destination']);
+  const stopped = gauge('destination_stopped', 'Whether nothing is sent until a person says so.', ['destination']);
+  const members = gauge('definition_members', 'Members as of the last sync.', ['definition']);
+  const success = gauge('definition_last_success_timestamp_seconds', 'When the last run succeeded.', ['definition']);
+  const held = gauge('definition_held', 'Whether a run waits for a person.', ['definition']);
+
+  let readAt = -Infinity;
+  let reading: Promise<void> | null = null;
+  const readTables = async (): Promise<void> => {
+    const destinations = await pool.query<DestinationRow>(
+      `select t.name as destination, max((t.state = 'stopped')::int4) as stopped, coalesce(sum(w.waiting), 0)::int8 as waiting,
+         coalesce(max(w.oldest), 0)::int8 as oldest,
+         coalesce(sum((select count(*) from dead_call as x where x.destination_id = t.id)), 0)::int8 as dead
+       from destination as t left join (
+         select destination_id, count(*) as waiting, greatest(0, floor(extract(epoch from now() - min(raised_at)))) as oldest
+         from outbox group by destination_id) as w on w.destination_id = t.id
+       -- Of those with one name, the ones at another host are configured no more.
+       where exists (select from definition_destination as dd where dd.destination_id = t.id and dd.active)
+       group by t.name`,
+    );
+    const definitions = await pool.query<DefinitionRow>(
+      `select d.key as definition, d.members,
+         (select floor(extract(epoch from max(finished_at)))::int8 from run as r where r.definition_id = d.id and r.outcome = 'succeeded') as succeeded,
+         exists (select from run as r where r.definition_id = d.id and r.outcome = 'held' and r.decision is null)::int4 as held
+       from definition as d where d.state <> 'archived'`,
+    );
+    for (const each of [waiting, oldest, dead, stopped, members, success, held]) each.reset();
+    for (const row of destinations.rows) {
+      const { destination } = row;
+      waiting.set({ destination }, row.waiting);
+      oldest.set({ destination }, row.oldest);
+      dead.set({ destination }, row.dead);
+      stopped.set({ destination }, row.stopped);
+    }
+    for (const row of definitions.rows) {
+      const { definition } = row;
+      members.set({ definition }, row.members);
+      if (row.succeeded !== null) success.set({ definition }, row.succeeded);
+      held.set({ definition }, row.held);
+    }
+    readAt = performance.now();
+  };
+
+  /** Whether the tables could be read in time; what is known without them is told all the same. */
+  const isRead = async (): Promise<boolean> => {
+    if (performance.now() - readAt < READ_AT_MOST_EVERY_MS) return true;
+    reading ??= readTables().finally(() => {
+      reading = null;
+    });
+    try {
+      return (await within(READ_WITHIN_MS, reading)) !== null;
+    } catch (error) {
+      log.failure('The metrics of the tables cannot be read', error);
+      return false;
+    }
+  };
+
+  return async () => {
+    isLeading.set(leading() ? 1 : 0);
+    for (const each of [quota, allowed, requests, throttled, calls, ended]) each.reset();
+    for (const { destination, lane } of lanes()) {
+      const labels = { destination, lane: lane.name };
+      quota.set(labels, lane.quota);
+      allowed.set(labels, lane.allowed);
+      requests.inc(labels, lane.requests);
+      throttled.inc(labels, lane.throttled);
+      calls.inc(labels, lane.calls);
+    }
+    for (const { definition, outcome, count } of runs()) ended.inc({ definition, outcome }, count);
+    databaseUp.set((await isRead()) ? 1 : 0);
+    return { status: 200, contentType: 'text/plain; version=0.0.4', body: await registry.metrics() };
+  };
+}

@@ -1,0 +1,315 @@
+import type { Client } from '../db/connect.js';
+import { quoteLiteral } from '../db/connect.js';
+import { databaseFailure } from '../db/failure.js';
+import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
+
+/**
+ * Writes what a comparison found: snapshot, marks, events and history, in the one transaction that holds `delta`, under
+ * the definition's lock. What changes in the snapshot and what a destination must be told of it commit together.
+ *
+ * The order matters. Who was known before is read before the snapshot changes, who is left is read after it. Marks are
+ * written before events, so that they have the lower number: a person is identified before an event about them is sent.
+ */
+export interface Applied {
+  definitionId: number;
+  runId: number;
+  key: string;
+  name: string;
+  kind: 'audience' | 'trait';
+  computationId: string;
+  /** Fields of a trait, those it has no more included; empty for an audience. */
+  fields: readonly string[];
+  /** The run's time as an SQL literal. */
+  now: string;
+  /** The first run fills the snapshot and leaves the telling to the cursor of the first sync. */
+  first: boolean;
+  /** 0 live, 1 scheduled. */
+  priority: 0 | 1;
+}
+
+/** Tells this program's locks apart from those of others in the same database. */
+const LOCK_CLASS = 0x70657273;
+
+/**
+ * Waits until no other transaction writes this definition's snapshot; held until the transaction ends. An instance that
+ * stands still with it is cut off by the server: others wait for the lock.
+ */
+export async function lockDefinition(session: Client, definitionId: number): Promise<void> {
+  await session.query(
+    `select set_config('idle_in_transaction_session_timeout', '10000', true), pg_advisory_xact_lock($1::int4, $2::int4)`,
+    [LOCK_CLASS, definitionId],
+  );
+}
+
+/** Waits until no other transaction gives fields to a definition; held until the transaction ends. */
+export async function lockFields(session: Client): Promise<void> {
+  await session.query('select pg_advisory_xact_lock($1::int4, 0)', [LOCK_CLASS]);
+}
+
+/** The id of a track call, fixed when it arises: the same parts give the same id. */
+function messageId(parts: readonly string[]): string {
+  const text = parts.join(` || '|' || `);
+  return `'personas_' || encode(substr(sha256(convert_to(${text}, 'UTF8')), 1, 16), 'hex')`;
+}
+
+/** The id of an Entered or Exited event of a member who entered at `enteredAt`. */
+export function membershipEventId(
+  computationId: string,
+  recipient: string,
+  enteredAt: string,
+  which: 'entered' | 'exited' | 'computed',
+): string {
+  return messageId([
+    quoteLiteral(computationId),
+    recipient,
+    `extract(epoch from ${enteredAt})::text`,
+    quoteLiteral(which),
+  ]);
+}
+
+/** The properties of an Entered or Exited event, as Segment's Personas sends them; what rides along comes first. */
+export function membershipProperties(key: string, name: string, member: boolean, riders: string): string {
+  return `coalesce(${riders}, '{}') || jsonb_build_object('audience_key', ${quoteLiteral(key)}::text, 'audience_name', ${quoteLiteral(name)}::text, ${quoteLiteral(key)}, ${member})`;
+}
+
+const fieldArray = (fields: readonly string[]): string => `array[${fields.map(quoteLiteral).join(', ')}]::text[]`;
+
+/** Entries of people who were there before under another key, read before the snapshot changes; events alone ask for it. */
+async function findKnown(session: Client, { definitionId }: Applied): Promise<void> {
+  await session.query(
+    `update delta as d set known = true where d.op = 'e' and d.profile_id is not null
+     and exists (select from snapshot as s where s.definition_id = ${definitionId} and s.profile_id = d.profile_id)`,
+  );
+}
+
+/**
+ * Those who entered, in the order of the key, so that the index grows at its end and stays compact. They go into the
+ * definition's own partition, which is faster than by way of its parent. Null where a recipient comes twice.
+ */
+async function insertEntries(session: Client, { definitionId, now }: Applied): Promise<number | null> {
+  try {
+    const entered = await session.query(
+      `insert into snapshot_${definitionId} (definition_id, recipient, profile_id, beside, value, entered_at)
+       select ${definitionId}, recipient, profile_id, beside, value, ${now} from delta where op = 'e' order by recipient`,
+    );
+    return entered.rowCount ?? 0;
+  } catch (error) {
+    if (databaseFailure(error)?.sqlstate === '23505') return null;
+    throw error;
+  }
+}
+
+async function changeSnapshot(session: Client, applied: Applied): Promise<number | null> {
+  const { definitionId, first } = applied;
+  if (!first) {
+    await session.query(
+      `delete from snapshot as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
+    );
+    await session.query(
+      `update snapshot as s set profile_id = d.profile_id, beside = d.beside, value = d.value, kept = false,
+         beside_changed = d.op = 't' and (s.beside_changed or s.beside is distinct from d.beside)
+       from delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op in ('c', 't')`,
+    );
+    await session.query(
+      `update snapshot as s set kept = true from delta as d
+       where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'k'`,
+    );
+  }
+  return insertEntries(session, applied);
+}
+
+/**
+ * Members whom the first sync hasn't reached have been told nothing: nothing is said when they leave, and what has changed
+ * is said when they are reached.
+ */
+const untold = (
+  d: string,
+  dd: string,
+): string => `(${d}.op in ('x', 'c') and ${dd}.backfill is not distinct from 'initial'
+  and ${d}.entered_at <= ${dd}.backfill_until and (${dd}.backfill_position is null or ${d}.recipient > ${dd}.backfill_position))`;
+
+/** The columns of an audience that a destination is due: its field, and its place on a list. */
+export const audienceColumns = (dd: string, key: string): string =>
+  `(case when ${dd}.identify then array[${key}] else '{}'::text[] end
+    || case when ${dd}.list is not null then array[${quoteLiteral(LIST)}] else '{}'::text[] end)`;
+
+async function raiseMarks(session: Client, { definitionId, key, kind, fields, priority }: Applied): Promise<void> {
+  const keysOf = (value: string): string =>
+    `(select array_agg(k) from jsonb_object_keys(${value}) as k where k = any(${fieldArray(fields)}))`;
+  const columns =
+    kind === 'audience'
+      ? audienceColumns('dd', quoteLiteral(key))
+      : `case d.op when 'c' then d.columns when 'e' then ${keysOf('d.value')} else ${keysOf('d.old_value')} end`;
+  await session.query(
+    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm)
+     select 'm', destination_id, ${definitionId}, ${priority}, recipient, columns, introduce, confirm from (
+       select dd.destination_id, d.recipient, ${columns} as columns, d.introduce, case when d.vanished then 1 else 0 end as confirm
+       from delta as d join definition_destination as dd on dd.definition_id = ${definitionId} and dd.active and (dd.identify or dd.list is not null)
+       where d.op in ('e', 'x', 'c') and not ${untold('d', 'dd')}
+     ) as raised where cardinality(columns) > 0
+     order by recipient
+     on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
+       columns = ${COLUMNS_TOGETHER},
+       version = nextval('version'), with_beside = outbox.with_beside or excluded.with_beside, confirm = excluded.confirm,
+       priority = least(outbox.priority, excluded.priority), attempts = 0, due_at = ${DUE_NOW}`,
+  );
+  await session.query(
+    `delete from dead_call as x using delta as d
+     where x.kind = 'm' and x.definition_id = ${definitionId} and x.recipient = d.recipient and d.op in ('e', 'x', 'c')
+       and (d.op <> 'c' or x.field = any(d.columns))`,
+  );
+}
+
+/**
+ * A person whose key changed is an exit of the old key, then an entry of the new one, one after the other. The entry
+ * names the marks that go first (`after`), the exit the recipients to be marked again when it is sent (`successors`).
+ * An older such link of a key that exits or enters now is void; so links never form a circle. An exit that is sent late,
+ * after several changes, still has all that came after it marked again.
+ */
+async function linkKeyChanges(session: Client, { definitionId }: Applied): Promise<void> {
+  await session.query(
+    `update outbox as o set after = null, successors = null from delta as d
+     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = d.recipient and d.op in ('e', 'x')
+       and (o.after is not null or o.successors is not null)`,
+  );
+  const pairs = `select x.recipient as old, e.recipient as new from delta as x
+    join delta as e on e.profile_id = x.profile_id and e.op = 'e' where x.op = 'x'`;
+  // Counted whole: to look for one alone, PostgreSQL would compare each exit with each entry.
+  const found = await session.query<{ pairs: number }>(`select count(*)::int4 as pairs from (${pairs}) as pairs`);
+  if (found.rows[0]?.pairs === 0) return;
+  // Whoever was to follow an older exit, and now gives way to a new key, is followed by that one.
+  for (const table of ['outbox', 'dead_call']) {
+    await session.query(
+      `update ${table} as o set successors = f.successors
+       from (select w.id, array_agg(distinct s.recipient) as successors
+             from (select id, successors, unnest(successors) as follower from ${table}
+                   where kind = 'm' and definition_id = ${definitionId} and successors is not null) as w
+             join (${pairs}) as p on p.old = w.follower
+             cross join unnest(w.successors || p.new) as s(recipient) group by w.id) as f
+       where o.id = f.id`,
+    );
+  }
+  await session.query(
+    `update outbox as o set successors = p.successors
+     from (select old, array_agg(new) as successors from (${pairs}) as pairs group by old) as p
+     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = p.old`,
+  );
+  await session.query(
+    `update outbox as o set after = p.after
+     from (select x.destination_id, pairs.new, array_agg(x.id) as after from (${pairs}) as pairs
+           join outbox as x on x.kind = 'm' and x.definition_id = ${definitionId} and x.recipient = pairs.old
+           group by x.destination_id, pairs.new) as p
+     where o.kind = 'm' and o.definition_id = ${definitionId} and o.destination_id = p.destination_id and o.recipient = p.new`,
+  );
+}
+
+/** Whether any destination is sent events of this definition. */
+async function isTracked(session: Client, { definitionId }: Applied): Promise<boolean> {
+  const { rowCount } = await session.query(
+    `select from definition_destination where definition_id = ${definitionId} and active and track limit 1`,
+  );
+  return rowCount !== 0;
+}
+
+/** Entered for those who were not there before, Exited for those who have nothing left, Trait Computed for new values. */
+async function raiseEvents(session: Client, applied: Applied): Promise<void> {
+  const { definitionId, key, name, kind, computationId, fields, now, priority } = applied;
+  // Somebody who was there, but whom the first sync had not reached, has not been told of: their entry is told now.
+  const told = `select b.destination_id, x.profile_id from delta as x
+      join definition_destination as b on b.definition_id = ${definitionId} and b.backfill = 'initial' and not ${untold('x', 'b')}
+      where x.op = 'x' and x.profile_id is not null
+    union select b.destination_id, k.profile_id from delta as k
+      join definition_destination as b on b.definition_id = ${definitionId} and b.backfill = 'initial'
+      join snapshot as s on s.definition_id = ${definitionId} and s.profile_id = k.profile_id and s.entered_at < ${now}
+      where k.known`;
+  const isNew = `(not d.known or dd.backfill is not distinct from 'initial' and t.profile_id is null)`;
+  const insert = (event: string, id: string, properties: string, where: string): Promise<unknown> =>
+    session.query(
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties, beside, confirm)
+       select 'e', dd.destination_id, ${definitionId}, ${priority}, d.recipient, dd.${event}, ${id}, ${now}, ${properties},
+         case when d.introduce then d.beside end, case when d.vanished then 1 else 0 end
+       from delta as d join definition_destination as dd on dd.definition_id = ${definitionId} and dd.active and dd.track
+       left join (${told}) as t on t.destination_id = dd.destination_id and t.profile_id = d.profile_id
+       where ${where} and not ${untold('d', 'dd')}
+       order by d.recipient`,
+    );
+  if (kind === 'audience') {
+    const riders = (value: string): string => value;
+    await insert(
+      'entered',
+      membershipEventId(computationId, 'd.recipient', now, 'entered'),
+      membershipProperties(key, name, true, riders('d.value')),
+      `d.op = 'e' and ${isNew}`,
+    );
+    await insert(
+      'exited',
+      membershipEventId(computationId, 'd.recipient', 'd.entered_at', 'exited'),
+      membershipProperties(key, name, false, riders('d.old_value')),
+      `d.op = 'x' and not exists (select from snapshot as s
+         where s.definition_id = ${definitionId} and s.profile_id = d.profile_id)`,
+    );
+    return;
+  }
+  const due = `case d.op when 'c' then d.columns else (select array_agg(k) from jsonb_object_keys(case d.op when 'x' then d.old_value else d.value end) as k where k = any(${fieldArray(fields)})) end`;
+  const values = `(select jsonb_object_agg(k, d.value -> k) from unnest(${due}) as k)`;
+  const riders = `coalesce(coalesce(d.value, d.old_value) - ${fieldArray(fields)}, '{}')`;
+  await insert(
+    'computed',
+    messageId([
+      quoteLiteral(computationId),
+      'd.recipient',
+      `extract(epoch from ${now})::text`,
+      quoteLiteral('computed'),
+    ]),
+    `${riders} || jsonb_build_object('trait_key', ${quoteLiteral(key)}::text) || coalesce(${values}, '{}')`,
+    `d.op in ('e', 'c', 'x') and ${isNew} and not (d.op = 'x' and exists (select from snapshot as s
+       where s.definition_id = ${definitionId} and s.profile_id = d.profile_id))`,
+  );
+}
+
+async function writeHistory(session: Client, { definitionId, runId, now }: Applied): Promise<void> {
+  await session.query(
+    `insert into transition (at, definition_id, run_id, kind, recipient)
+     select ${now}, ${definitionId}, ${runId}, op, recipient from delta where op in ('e', 'x', 'c')`,
+  );
+}
+
+/** Recipients about whom profiles disagree now, for a person to look at: they keep what they had. */
+async function noteConflicts(session: Client, { definitionId }: Applied): Promise<void> {
+  await session.query(`delete from conflict where definition_id = ${definitionId}`);
+  await session.query(
+    `insert into conflict (definition_id, recipient, profiles)
+     select ${definitionId}, recipient, array_remove(rivals, null) from delta where op = 'd'`,
+  );
+}
+
+/** The first sync begins: each destination has a cursor over the snapshot, and gets its events too if it takes any. */
+async function beginFirstSync(session: Client, { definitionId, now }: Applied, members: number): Promise<void> {
+  await session.query(
+    `update definition_destination set backfill = 'initial', backfill_identify = identify or list is not null, backfill_events = track,
+       backfill_position = null, backfill_until = ${now}, backfill_total = $2, backfill_done = 0, backfill_priority = 2
+     where definition_id = $1 and active`,
+    [definitionId, members],
+  );
+}
+
+/**
+ * Applies `delta`; the bare names of the session are those of the state. Returns false, with nothing of use written,
+ * where `delta` gives a recipient twice: the caller rolls back and compares grouped.
+ */
+export async function applyDelta(session: Client, applied: Applied, { send }: { send: boolean }): Promise<boolean> {
+  const tracked = !applied.first && (await isTracked(session, applied));
+  if (tracked) await findKnown(session, applied);
+  const entered = await changeSnapshot(session, applied);
+  if (entered === null) return false;
+  await noteConflicts(session, applied);
+  if (applied.first) {
+    if (send) await beginFirstSync(session, applied, entered);
+    return true;
+  }
+  await raiseMarks(session, applied);
+  await linkKeyChanges(session, applied);
+  if (tracked) await raiseEvents(session, applied);
+  await writeHistory(session, applied);
+  return true;
+}

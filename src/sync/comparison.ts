@@ -1,0 +1,342 @@
+import { hashOf } from '../outbox/queue.js';
+import type { Config } from '../config/types.js';
+import type { Definition } from '../core/definition.js';
+import type { FieldType } from '../core/field.js';
+import type { Counts } from '../core/guard.js';
+import { bindMoments } from '../core/moments.js';
+import { quoteLiteral, type Client, type Queryable } from '../db/connect.js';
+import { describeStatement } from '../db/describe.js';
+import { databaseFailure } from '../db/failure.js';
+import { OperatorError } from '../lib/errors.js';
+import {
+  beginRun,
+  enterState,
+  fillDelta,
+  findVanished,
+  hasProfileTwice,
+  withRunSession,
+  type Databases,
+  type Limits,
+} from './compute.js';
+import { explainRunError } from './privileges.js';
+import { describeDefinition, describePeople, explainSqlError, type Moments, type Shape } from './shape.js';
+import { computedQuery, type Comparison, type Inputs } from './statement.js';
+import { valueKey } from './value.js';
+
+/**
+ * What a definition's result would change: described, computed and compared, with nothing written but the temporary
+ * `delta`. A run goes on from here to apply it, `plan` to look at it.
+ */
+export interface CompareContext {
+  databases: Databases;
+  config: Config;
+  /** Ends what is under way. */
+  signal?: AbortSignal;
+}
+
+export interface RunCounts extends Counts {
+  members: number;
+  withoutIdentifier: number;
+  conflicting: number;
+  skippedValues: number;
+}
+
+/** The row of a definition that a run needs. */
+export interface DefinitionRow {
+  id: number;
+  computationId: string;
+  members: number;
+  first: boolean;
+  textHash: string | null;
+  fields: Readonly<Record<string, string>>;
+}
+
+/** A definition that was never registered: nobody has it, and the state may not have been made yet. */
+export const UNREGISTERED: DefinitionRow = {
+  id: -1,
+  computationId: 'not_registered_yet',
+  members: 0,
+  first: true,
+  textHash: null,
+  fields: {},
+};
+
+const CONFLICT_SHARE = 0.01;
+
+export function runLimits({ config: { runs }, signal }: CompareContext): Limits {
+  return { workMemMb: Math.max(4, Math.floor(runs.memoryMb / runs.parallel)), timeoutMs: runs.timeoutMs, signal };
+}
+
+/** What stands for `:now` and `:lookback`; `now` is a run's time in PostgreSQL's own writing. */
+export function momentsAt(now: string, { lookback }: Pick<Definition, 'lookback'>): Moments {
+  return {
+    now: `(${quoteLiteral(now)}::timestamptz)`,
+    lookback: lookback === null ? 'null::interval' : `(${quoteLiteral(lookback)}::interval)`,
+  };
+}
+
+/** The database's clock, as `momentsAt` takes it. */
+async function readClock({ state }: Databases): Promise<string> {
+  const { rows } = await state.pool.query<{ now: string }>('select clock_timestamp()::text as now');
+  return rows[0]?.now ?? '';
+}
+
+export async function readDefinition(databases: Databases, key: string): Promise<DefinitionRow> {
+  const row = await databases.state.db
+    .selectFrom('definition')
+    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields'])
+    .where('key', '=', key)
+    .executeTakeFirst();
+  if (row === undefined) throw new OperatorError(`No definition has the key "${key}".`);
+  return {
+    id: row.id,
+    computationId: row.computation_id,
+    members: row.members,
+    first: row.first_run_at === null,
+    textHash: row.text_hash,
+    fields: row.fields as Record<string, string>,
+  };
+}
+
+/** Describes a definition and `profiles`: everything that can be known without running them. */
+export async function prepareInputs(
+  { databases, config }: CompareContext,
+  definition: Definition,
+  moments: Moments,
+): Promise<Inputs> {
+  const source = await databases.source.connect();
+  try {
+    await source.query('begin transaction read only');
+    const people = await describePeople(source, config.profiles.text, config.profiles.key, moments);
+    const shape = await describeDefinition(source, definition, moments);
+    const inputs = { definition, shape, people: { text: config.profiles.text, shape: people }, moments };
+    await describeTogether(source, inputs);
+    await source.query('commit');
+    source.release();
+    return inputs;
+  } catch (error) {
+    source.release(true);
+    throw error;
+  }
+}
+
+/** Describes the definition's SQL joined to `profiles`: their profile_id must be comparable. */
+async function describeTogether(source: Client, inputs: Inputs): Promise<void> {
+  const { definition, shape, people } = inputs;
+  try {
+    await describeStatement(source, computedQuery(inputs, { grouped: false, counted: false }));
+  } catch (error) {
+    if (databaseFailure(error)?.sqlstate !== '42883' || shape.person.by !== 'profile')
+      throw explainSqlError(error, `The SQL of "${definition.key}"`, definition.text);
+    throw new OperatorError([
+      {
+        place: definition.text.placeOf(0),
+        message: `\`profile_id\` of "${definition.key}" is ${shape.person.type}, that of \`profiles\` is ${people.shape.profileType}: they can't be compared. Cast one of them, such as profile_id::${people.shape.profileType}.`,
+      },
+    ]);
+  }
+}
+
+export function fieldTypes(shape: Shape): Record<string, FieldType> {
+  return Object.fromEntries(shape.columns.flatMap(({ field, type }) => (field === null ? [] : [[field, type]])));
+}
+
+/** The columns that only ride along on track calls, with their types. */
+export function riderTypes(shape: Shape): Record<string, FieldType> {
+  return Object.fromEntries(shape.columns.flatMap(({ name, field, type }) => (field === null ? [[name, type]] : [])));
+}
+
+/** Iterable fixes a field's type by its first value; another type would be refused there, so the run fails here. */
+export function refuseTypeChange(definition: Definition, row: DefinitionRow, shape: Shape): void {
+  const problems = Object.entries(fieldTypes(shape)).flatMap(([field, type]) => {
+    const old = Object.hasOwn(row.fields, field) ? row.fields[field] : undefined;
+    if (old === undefined || old === type) return [];
+    return [
+      {
+        place: definition.text.placeOf(0),
+        message: `The field \`${field}\` was sent as ${old} and would now be ${type}, which Iterable refuses. Cast it back to the old type, or give it another name.`,
+      },
+    ];
+  });
+  if (problems.length > 0) throw new OperatorError(problems);
+}
+
+/**
+ * Refuses a field that another definition fills at one of the same destinations: one would overwrite the other. Fields
+ * are known only once a definition has run, so the later one fails.
+ */
+export async function refuseSharedFields(
+  pool: Queryable,
+  { key, kind, place }: Definition,
+  row: DefinitionRow,
+  shape: Shape,
+): Promise<void> {
+  const fields = kind === 'audience' ? [key] : Object.keys(fieldTypes(shape));
+  const { rows } = await pool.query<{ field: string; other: string }>(
+    `select f as field, d.key as other from unnest($2::text[]) as f
+     join definition as d on d.id <> $1 and d.state in ('active', 'paused')
+       and case d.kind when 'audience' then d.key = f and d.first_run_at is not null
+         -- What it gave once and gives no more is nobody's.
+         else d.fields ? f and exists (select from snapshot as s where s.definition_id = d.id and s.value ? f) end
+     where exists (
+       select from definition_destination as mine
+       join definition_destination as theirs on theirs.destination_id = mine.destination_id and theirs.definition_id = d.id
+       where mine.definition_id = $1 and mine.active and mine.identify and theirs.active and theirs.identify)
+     order by 1, 2`,
+    [row.id, fields],
+  );
+  if (rows.length === 0) return;
+  throw new OperatorError(
+    rows.map(({ field, other }) => ({
+      place,
+      message: `The field \`${field}\` of "${key}" is filled by "${other}" too: one would overwrite the other. Give one of them another name.`,
+    })),
+  );
+}
+
+function comparisonOf(databases: Databases, definition: Definition, row: DefinitionRow, shape: Shape): Comparison {
+  const fields = new Set(shape.columns.map(valueKey));
+  return {
+    definitionId: row === UNREGISTERED ? null : row.id,
+    schema: databases.state.schema,
+    kind: definition.kind,
+    onMissing: definition.onMissing,
+    columns: shape.columns,
+    gone: Object.keys(row.fields).filter((field) => !fields.has(field)),
+  };
+}
+
+/** Leaves people who were erased on request out of what a comparison found; returns how many. */
+export async function leaveOutForgotten(session: Client, row: DefinitionRow): Promise<number> {
+  if (row === UNREGISTERED) {
+    const { rows } = await session.query<{ there: boolean }>(`select to_regclass('forgotten') is not null as there`);
+    if (rows[0]?.there !== true) return 0;
+  }
+  // An exit is told of while the snapshot still has them: who was erased meanwhile has left it.
+  const isGone =
+    row === UNREGISTERED
+      ? 'false'
+      : `not exists (select from snapshot as s where s.definition_id = ${row.id} and s.recipient = delta.recipient)`;
+  const { rowCount } = await session.query(
+    `delete from delta where (op <> 'x' or ${isGone}) and recipient is not null and exists (select from forgotten)
+     and ${hashOf('recipient')} in (select hash from forgotten)`,
+  );
+  return rowCount ?? 0;
+}
+
+async function countDelta(session: Client, row: DefinitionRow, fields: readonly string[]): Promise<RunCounts> {
+  const result = await session.query<
+    Record<
+      'entered' | 'exited' | 'changed' | 'without' | 'conflicting' | 'skipped' | 'kept' | 'back' | 'nulled',
+      string
+    >
+  >(
+    `select count(*) filter (where op = 'e') as entered,
+       count(*) filter (where op = 'x' and not was_kept) as exited, count(*) filter (where op = 'c') as changed,
+       count(*) filter (where op = 'w') as without, count(*) filter (where op = 'd') as conflicting,
+       count(*) filter (where unsendable) as skipped, count(*) filter (where op = 'k') as kept,
+       count(*) filter (where matched and was_kept) as back,
+       coalesce((select max(n) from (
+         select count(*) as n from delta, unnest($1::text[]) as f
+         where op in ('x', 'c') and old_value ? f and not coalesce(value ? f, false) group by f) as nulls), 0) as nulled
+     from delta`,
+    [fields],
+  );
+  const counts = result.rows[0];
+  const count = (name: keyof NonNullable<typeof counts>): number => Number(counts?.[name] ?? 0);
+  return {
+    before: row.members,
+    members: row.members + count('entered') - count('exited') - count('kept') + count('back'),
+    entered: count('entered'),
+    exited: count('exited'),
+    changed: count('changed'),
+    nulled: count('nulled'),
+    withoutIdentifier: count('without'),
+    conflicting: count('conflicting'),
+    skippedValues: count('skipped'),
+  };
+}
+
+/**
+ * Whether every recipient was computed once: each row that met the snapshot met another member. Counted, not grouped.
+ * `computed` rows, less those that met nothing, must be the members less those whom nothing met.
+ */
+async function isEachOnce(session: Client, row: DefinitionRow, computed: number): Promise<boolean> {
+  if (row.first) return true;
+  const result = await session.query<{ each_once: boolean }>(
+    `select $1::bigint - count(*) filter (where not matched and op not in ('x', 'k'))
+          = $2::bigint - count(*) filter (where op in ('x', 'k') and not matched and not was_kept) + count(*) filter (where matched and was_kept)
+       and count(recipient) = count(distinct recipient) as each_once from delta`,
+    [computed, row.members],
+  );
+  return result.rows[0]?.each_once === true;
+}
+
+/**
+ * Computes and compares within the session's open transaction, plainly first and grouped where a recipient turns up
+ * twice; leaves `delta` filled and the session's bare names those of the state.
+ */
+export async function compare(
+  context: CompareContext,
+  session: Client,
+  inputs: Inputs,
+  row: DefinitionRow,
+  grouped: boolean,
+): Promise<RunCounts | 'twice'> {
+  const { databases } = context;
+  const { definition, shape } = inputs;
+  const comparison = comparisonOf(databases, definition, row, shape);
+  const computed = await fillDelta(databases, session, inputs, comparison, { grouped, limits: runLimits(context) });
+  if (!row.first) await findVanished(databases, session, inputs);
+  if (grouped && definition.kind === 'trait') {
+    const { text } = bindMoments(definition.text.sql, inputs.moments);
+    if (await hasProfileTwice(databases, session, inputs, text)) {
+      throw new OperatorError([
+        {
+          place: definition.text.placeOf(0),
+          message: `The SQL of "${definition.key}" gives a profile more than once; GROUP BY profile_id, or take one row of each.`,
+        },
+      ]);
+    }
+  }
+  await enterState(session, databases.state.schema);
+  if (computed !== null && !(await isEachOnce(session, row, computed))) return 'twice';
+  await leaveOutForgotten(session, row);
+  return countDelta(session, row, [...Object.keys(fieldTypes(shape)), ...comparison.gone]);
+}
+
+/** A few profiles that share a recipient and disagree about it are counted; many of them are a mistake in the SQL. */
+export function refuseConflicts({ key, text }: Definition, { before, members, conflicting }: RunCounts): void {
+  if (conflicting <= Math.max(before, members + conflicting) * CONFLICT_SHARE) return;
+  throw new OperatorError([
+    {
+      place: text.placeOf(0),
+      message: `"${key}" gives ${conflicting === 1 ? 'a recipient' : `${conflicting} recipients`} two different values (profiles that share an email or userId), over 1 % of its members; \`personas-sync plan ${key}\` shows some.`,
+    },
+  ]);
+}
+
+/** What a run would do, for `plan`: `look` reads `delta` before all is rolled back. */
+export async function tryRun<T>(
+  context: CompareContext,
+  definition: Definition,
+  row: DefinitionRow,
+  look: (session: Client, counts: RunCounts, inputs: Inputs) => Promise<T>,
+): Promise<T> {
+  const moments = momentsAt(await readClock(context.databases), definition);
+  const inputs = await prepareInputs(context, definition, moments);
+  refuseTypeChange(definition, row, inputs.shape);
+  if (row !== UNREGISTERED) await refuseSharedFields(context.databases.state.pool, definition, row, inputs.shape);
+  return withRunSession(context.databases, context.signal, async (session) => {
+    await beginRun(session, runLimits(context));
+    try {
+      const counts = await compare(context, session, inputs, row, true);
+      if (counts === 'twice') throw new Error('A grouped comparison gave a recipient twice.');
+      return await look(session, counts, inputs);
+    } catch (error) {
+      throw await explainRunError(context.databases.source, error, definition, context.config.profiles.text.sql);
+    } finally {
+      await session.query('rollback').catch(() => undefined);
+    }
+  });
+}

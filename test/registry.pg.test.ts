@@ -1,0 +1,97 @@
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { afterEach, describe, expect, it } from 'vitest';
+import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+
+/** What a changed configuration does to what was synced under the one before. */
+const TABLES = `
+  create table people (id bigint primary key, user_id text, email text, vip boolean not null default true, spent bigint);
+  insert into people (id, user_id, spent) select n, 'u' || n, n from generate_series(1, 3) as n`;
+const VIP = { name: 'VIP', sql: 'SELECT id AS profile_id FROM people WHERE vip', poll: '1 hour' };
+const SPENT = { key: 'spent', sql: 'SELECT id AS profile_id, spent AS value FROM people', poll: '1 hour' };
+
+let harness: Harness;
+afterEach(() => harness.close());
+const begin = async (options: Partial<HarnessOptions> = {}): Promise<void> => {
+  harness = await createHarness({ tables: TABLES, audiences: [VIP], ...options });
+};
+const fields = (user: string) => harness.simulator.user(user)?.fields;
+
+describe('a destination that is identified to again', () => {
+  it('is told who has left and changed while it was not', async () => {
+    await begin({ traits: [SPENT] });
+    await harness.sync();
+    expect(fields('u1')).toEqual({ vip: 'true', spent: '1' });
+    await harness.reconfigure({ audiences: [{ ...VIP, send: 'track' }], traits: [{ ...SPENT, send: 'track' }] });
+    await harness.sync();
+    await harness.sql(
+      'update people set vip = false, spent = null where id = 1; update people set spent = 20 where id = 2',
+    );
+    await harness.sync();
+    expect(fields('u1')).toEqual({ vip: 'true', spent: '1' });
+
+    await harness.reconfigure({ audiences: [VIP], traits: [SPENT] });
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, ahead: 0, refused: 0 });
+    expect(fields('u1')).toEqual({ vip: 'false' });
+    expect(fields('u2')).toEqual({ vip: 'true', spent: '20' });
+    expect(fields('u3')).toEqual({ vip: 'true', spent: '3' });
+  });
+});
+
+describe('two definitions that are new and fill one field', () => {
+  it('never both succeed, also where they run at the same time', async () => {
+    const shared = (key: string, value: number) => ({
+      key,
+      sql: `SELECT id AS profile_id, ${value} AS shared, 1 AS own_${key} FROM people, (SELECT pg_sleep(0.3)) AS nap`,
+    });
+    await begin({ audiences: [], traits: [shared('a', 1), shared('b', 2)] });
+    const { progress } = await harness.sync();
+    expect(progress.runs.map(({ outcome }) => outcome).sort()).toEqual(['failed', 'succeeded']);
+    expect(progress.runs.find(({ outcome }) => outcome === 'failed')?.error).toContain('The field `shared`');
+    const first = progress.runs.find(({ outcome }) => outcome === 'succeeded')?.definition ?? '';
+    expect((await harness.sync(first)).progress.runs).toMatchObject([{ outcome: 'succeeded' }]);
+  });
+});
+
+describe('a field', () => {
+  it('that a definition gives no more may be given by another', async () => {
+    const giving = (key: string, columns: string) => ({ key, sql: `SELECT id AS profile_id, ${columns} FROM people` });
+    await begin({ audiences: [], traits: [giving('b', '1 AS x, 2 AS y')] });
+    await harness.sync();
+    await harness.reconfigure({ audiences: [], traits: [giving('b', '1 AS x')] });
+    await harness.sync();
+    await harness.reconfigure({ audiences: [], traits: [giving('b', '1 AS x'), giving('c', '3 AS y')] });
+    expect((await harness.sync()).progress.runs.map(({ outcome }) => outcome)).toEqual(['succeeded', 'succeeded']);
+    expect(fields('u1')).toEqual({ x: '1', y: '3' });
+  });
+
+  it('has no type before it has had a value', async () => {
+    const giving = (b: string) => ({
+      traits: [{ key: 't', sql: `SELECT id AS profile_id, 1 AS a, ${b} AS b FROM people` }],
+    });
+    await begin({ audiences: [], ...giving('NULL') });
+    await harness.sync();
+    expect(await harness.state('select fields from definition')).toEqual([{ fields: { a: 'long' } }]);
+    await harness.reconfigure({ audiences: [], ...giving(`timestamp '2026-01-02 03:04:05'`) });
+    expect((await harness.sync()).progress.runs).toMatchObject([{ outcome: 'succeeded', changed: 3 }]);
+    expect(fields('u1')).toEqual({ a: '1', b: '"2026-01-02 03:04:05 +00:00"' });
+  });
+});
+
+describe('an include that matches nothing any more', () => {
+  it('is refused where a definition has left with it, until somebody confirms that', async () => {
+    await begin({ audiences: ['a', 'b', 'c'].map((key) => ({ ...VIP, name: key })), include: ['more/*.yaml'] });
+    const folder = dirname(harness.configFile);
+    await mkdir(join(folder, 'more'));
+    const file = join(folder, 'more', 'd.yaml');
+    await writeFile(file, `audiences:\n  - { name: d, sql: SELECT id AS profile_id FROM people }\n`);
+    await harness.sync();
+    expect(await harness.state(`select count(*) as n from definition where state = 'active'`)).toEqual([{ n: 4 }]);
+    await rm(file);
+    await expect(harness.request('sync', { keys: [], confirmRemovals: false })).rejects.toThrow(
+      /1 of 4 definitions .*\(d\) while `include: more\/\*\.yaml` matches no file.*--confirm-removals/,
+    );
+    expect((await harness.request('sync', { keys: [], confirmRemovals: true })).outcome).toBe('done');
+    expect(await harness.state(`select state from definition where key = 'd'`)).toEqual([{ state: 'archived' }]);
+  });
+});

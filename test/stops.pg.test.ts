@@ -1,0 +1,123 @@
+import { afterEach, describe, expect, it } from 'vitest';
+import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+
+/** What is given up for good or until a person says so: people whom Iterable has forgotten, definitions that it refuses. */
+const PEOPLE = 250;
+const TABLES = `
+  create table people (id bigint primary key, user_id text, email text, vip boolean not null default true);
+  insert into people (id, user_id) select n, 'u' || n from generate_series(1, ${PEOPLE}) as n`;
+const VIP = { name: 'VIP', sql: 'SELECT id AS profile_id FROM people WHERE vip', guard: 'off' };
+const OTHER = { ...VIP, name: 'Other' };
+const FILTER = { keys: [], reason: null, destination: null, olderThan: null };
+
+let harness: Harness;
+afterEach(() => harness.close());
+const begin = async (options: Partial<HarnessOptions> = {}): Promise<void> => {
+  harness = await createHarness({ tables: TABLES, audiences: [VIP], simulator: { keepRequests: 2_000 }, ...options });
+};
+const requestsOf = (person: string): number =>
+  harness.simulator.requests().filter(({ body }) => body.includes(`"${person}"`)).length;
+const dead = async (): Promise<unknown> =>
+  harness.state('select recipient, reason, count(*)::int4 as n from dead_call group by 1, 2 order by 1');
+
+describe('somebody whom Iterable has forgotten', () => {
+  it('is never sent again, whatever changes, and nobody can read from the state who it was', async () => {
+    await begin({ audiences: [{ ...VIP, send: 'both' }] });
+    harness.simulator.forget('u1');
+    await harness.sync();
+    expect(await dead()).toEqual([{ recipient: 'u:u1', reason: 'ForgottenUserError', n: 2 }]);
+    const before = requestsOf('u1');
+    await harness.sql('update people set vip = false where id <= 2');
+    await harness.sync();
+    await harness.sql('update people set vip = true where id <= 2');
+    await harness.sync();
+    expect(requestsOf('u1')).toBe(before);
+    expect(requestsOf('u2')).toBeGreaterThan(2);
+    expect(await harness.state('select count(*)::int4 as n from outbox')).toEqual([{ n: 0 }]);
+    expect(await harness.state(`select encode(hash, 'escape') like '%u1%' as told from forgotten_there`)).toEqual([
+      { told: false },
+    ]);
+  });
+
+  it('is sent again where a person says so', async () => {
+    await begin();
+    harness.simulator.faults.failRandomly({
+      share: 1,
+      seed: 1,
+      status: 409,
+      body: { code: 'ForgottenUserError', msg: '', params: null },
+      match: ({ body }) => body.includes('"u1"'),
+    });
+    await harness.sync();
+    expect(await harness.state('select count(*)::int4 as n from forgotten_there')).toEqual([{ n: 1 }]);
+    harness.simulator.faults.clear();
+    const { delivery } = await harness.request('retry', FILTER);
+    expect(delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect(harness.simulator.user('u1')?.fields).toEqual({ vip: 'true' });
+    expect(await harness.state('select count(*)::int4 as n from forgotten_there')).toEqual([{ n: 0 }]);
+  });
+});
+
+describe('a definition whose calls are refused for their content', () => {
+  const refuse = (): void =>
+    harness.simulator.faults.failRandomly({
+      share: 1,
+      seed: 1,
+      status: 400,
+      body: { code: 'BadParams', msg: 'no', params: null },
+      match: ({ body, endpoint }) => endpoint === 'users/update' && body.includes('"vip"'),
+    });
+
+  it('a hundred times in a row is stopped, and shown; the others go on, and nothing is lost', async () => {
+    await begin({ audiences: [{ ...VIP, send: 'both' }, OTHER] });
+    refuse();
+    const { delivery } = await harness.sync();
+    expect(delivery).toMatchObject({
+      waiting: 0,
+      refused: 99,
+      stopped: 2 * (PEOPLE - 99),
+      reason:
+        'The calls of "vip" to "iterable" wait: 100 calls in a row were refused for their content, the last with BadParams.',
+    });
+    expect([...harness.simulator.users()].filter(({ fields }) => fields['other'] === 'true')).toHaveLength(PEOPLE);
+
+    // No event goes before an identify that waits.
+    expect(harness.simulator.events().length).toBeLessThanOrEqual(99);
+    harness.simulator.faults.clear();
+    await harness.resume('vip');
+    expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect([...harness.simulator.users()].filter(({ fields }) => fields['vip'] === 'true')).toHaveLength(PEOPLE);
+    expect(await harness.state('select count(*)::int4 as n from dead_call')).toEqual([{ n: 0 }]);
+  });
+
+  it('holds up nobody else’s first sync, however many of its calls wait', async () => {
+    await begin();
+    await harness.sync();
+    await harness.state(`update definition_destination set stopped = 'Some reason.'`);
+    await harness.state(
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns)
+       select 'm', 1, 1, 2, 'u:w' || n, array['vip'] from generate_series(1, 46000) as n`,
+    );
+    await harness.reconfigure({ audiences: [VIP, OTHER] });
+    expect((await harness.sync('other')).delivery).toMatchObject({ waiting: 0, ahead: 0, stopped: 0 });
+    expect([...harness.simulator.users()].filter(({ fields }) => fields['other'] === 'true')).toHaveLength(PEOPLE);
+  });
+
+  it('is not stopped by people who are refused', async () => {
+    await begin({ key: 'email', tables: `${TABLES}; update people set email = 'nobody' || id` });
+    const { delivery } = await harness.sync();
+    expect(delivery).toMatchObject({ waiting: 0, stopped: 0, refused: PEOPLE });
+  });
+
+  it('now and then is not stopped', async () => {
+    await begin();
+    harness.simulator.faults.failRandomly({
+      share: 1,
+      seed: 1,
+      status: 400,
+      body: { code: 'BadParams', msg: 'no', params: null },
+      match: ({ body }) => /"u\d*[1-7]"/.test(body),
+    });
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: 175 });
+  });
+});

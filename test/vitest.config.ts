@@ -1,0 +1,15 @@
+import { defineConfig } from 'vitest/config';
+
+export default defineConfig({
+  test: {
+    root: new URL('..', import.meta.url).pathname,
+    include: ['test/**/*.test.ts'],
+    globalSetup: ['test/support/postgres.ts'],
+    pool: 'forks',
+    maxWorkers: 2,
+    testTimeout: 120_000,
+    // A shared runner can stand still for seconds; what fails twice more is broken.
+    retry: process.env.CI === undefined ? 0 : 2,
+    hookTimeout: 120_000,
+  },
+});
