@@ -44,7 +44,7 @@ describe('what a newcomer starts', () => {
     expect(destinations).toMatchObject([{ name: 'iterable', dead: 0 }]);
 
     const third = startProgram(['start'], { cwd: folder, environment: { PORT: '0' } });
-    await third.said(/Delivering: /);
+    await third.said(/Leading/);
     third.process.kill('SIGTERM');
     expect((await third.ended).code).toBe(0);
   }, 120_000);

@@ -1,6 +1,6 @@
 import { runDaemon, type Leadership } from '../daemon.js';
 import { keepHeapSmall } from '../lib/heap.js';
-import { within } from '../lib/until.js';
+import { until, within } from '../lib/until.js';
 import type { Server } from '../server/server.js';
 import { describeCadence } from '../sync/registry.js';
 import type { CommandContext } from './command.js';
@@ -8,6 +8,7 @@ import { formatCount, formatDuration } from './output.js';
 
 /** `start`: the daemon, until it is told to stop. On the sample shop, the shop goes on trading meanwhile. */
 const DRAINED_WITHIN_MS = 10_000;
+const FIRST_LOOK_MS = 1_000;
 
 async function keepTrading({ opened, signal }: CommandContext): Promise<void> {
   if (!opened.embedded) return;
@@ -58,14 +59,27 @@ function reportDelivery({ opened }: CommandContext, leadership: Leadership): () 
       wasWaiting = false;
     }
   };
-  const report = (): void => {
-    look().catch((error: unknown) => {
-      const trouble = leadership.deliveries().map(({ dispatcher }) => dispatcher.trouble());
-      opened.log.failure(trouble.find((each) => each !== null) ?? 'How deliveries go cannot be read', error);
-    });
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const saidEveryMs = process.stderr.isTTY ? 5_000 : 10_000;
+  const report = async (): Promise<void> => {
+    // Whoever has just started something sees soon that it goes on.
+    let pauseMs = FIRST_LOOK_MS;
+    for (;;) {
+      await until(pauseMs, signal);
+      if (signal.aborted) return;
+      try {
+        await look();
+        pauseMs = wasWaiting ? saidEveryMs : FIRST_LOOK_MS;
+      } catch (error) {
+        const trouble = leadership.deliveries().map(({ dispatcher }) => dispatcher.trouble());
+        opened.log.failure(trouble.find((each) => each !== null) ?? 'How deliveries go cannot be read', error);
+        pauseMs = saidEveryMs;
+      }
+    }
   };
-  const timer = setInterval(report, process.stderr.isTTY ? 5_000 : 10_000);
-  return () => clearInterval(timer);
+  void report();
+  return () => stopping.abort();
 }
 
 /** How long the state database may take to answer when somebody asks whether all is well. */

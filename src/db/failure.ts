@@ -91,7 +91,7 @@ export function isUnreachable(error: unknown): boolean {
   if (error instanceof AggregateError) return error.errors.some(isUnreachable);
   const code = codeOf(error);
   // A database that lets nobody in for a while; the same code has other meanings where a session stands.
-  if (code === '55000' && error instanceof pg.DatabaseError) return error.routine === 'InitPostgres';
+  if (code === '55000' && error instanceof pg.DatabaseError) return error.file === 'postinit.c';
   if (code !== null) return NETWORK.has(code) || AWAY.has(code) || code.startsWith('08');
   // pg gives a lost connection no code.
   return (

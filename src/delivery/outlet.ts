@@ -16,8 +16,11 @@ export interface Outlet {
   track: (call: TrackCall, urgent: boolean) => Promise<Verdict | null>;
   /** Whether the recipient is known there. */
   find: (recipient: string) => Promise<{ kind: 'there' } | { kind: 'absent' } | Verdict | null>;
-  /** The fields of a recipient that aren't as expected; null: they can't be read now, or never. */
-  compare: (recipient: string, expected: readonly ExpectedValue[]) => Promise<readonly FieldFound[] | null>;
+  /** The fields of a recipient that aren't as expected; 'later' where they can't be read now, 'never' where the read is refused. */
+  compare: (
+    recipient: string,
+    expected: readonly ExpectedValue[],
+  ) => Promise<readonly FieldFound[] | 'later' | 'never'>;
   list: (change: ListChange, urgent: boolean) => Promise<Verdict | null>;
   /** The id of the list of that name, which is made where there is none. */
   listOf: (name: string) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
@@ -118,9 +121,10 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
       return read?.kind === 'read' ? { kind: asks.isThere(read) ? 'there' : 'absent' } : read;
     },
     compare: async (recipient, expected) => {
-      if (asks === null) return null;
+      if (asks === null) return 'never';
       const read = await asks.lane.send(asks.item(recipient), false);
-      return read?.kind === 'read' ? asks.differences(read, expected) : null;
+      if (read?.kind === 'read') return asks.differences(read, expected);
+      return read === null || read.kind === 'again' || read.kind === 'slower' ? 'later' : 'never';
     },
     list: async (change, urgent) => {
       if (lists === null) throw new Error('This destination has no lists.');

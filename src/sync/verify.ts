@@ -32,11 +32,11 @@ export interface Difference {
   found: string | null;
 }
 
-/** The fields of a user that aren't as expected, with what was found; null: they can't be read. */
+/** The fields of a user that aren't as expected, with what was found; or when they can be read. */
 export type CompareUser = (
   recipient: string,
   expected: readonly ExpectedValue[],
-) => Promise<readonly FieldFound[] | null>;
+) => Promise<readonly FieldFound[] | 'later' | 'never'>;
 
 export interface VerifyOptions {
   keys: readonly string[];
@@ -58,6 +58,9 @@ export interface VerifyDeps {
 const AT_ONCE = 50;
 const PAGE = 500;
 const ASYNCHRONOUS_MS = 60_000;
+/** A destination that answers nobody for so long is given up. */
+const GIVEN_UP_AFTER_MS = 60_000;
+const ONCE_MORE_AFTER_MS = 250;
 const MOST_SHOWN = 1_000;
 
 interface Pair {
@@ -190,12 +193,24 @@ async function compareAll(
 ): Promise<Found> {
   const judged: Found['judged'] = new Map(pairs.map(({ key }) => [key, new Map<string, Judgement>()]));
   const differences: Found['differences'] = [];
+  let answeredAt = performance.now();
+  const read = async (recipient: string, expected: readonly ExpectedValue[]): Promise<readonly FieldFound[] | null> => {
+    for (;;) {
+      const found = await destination.compare(recipient, expected);
+      if (found !== 'later') {
+        answeredAt = performance.now();
+        return found === 'never' ? null : found;
+      }
+      if (deps.signal.aborted || performance.now() - answeredAt > GIVEN_UP_AFTER_MS) return null;
+      await until(ONCE_MORE_AFTER_MS, deps.signal);
+    }
+  };
   const compareOne = async (recipient: string, rows: readonly ExpectedRow[]): Promise<void> => {
     const closed = rows.filter(({ is_open }) => !is_open);
     const expected = closed.map(({ field, json, type, list_id, existing_only }) => {
       return { field, json, type, listId: list_id, existingOnly: existing_only };
     });
-    const found = expected.length === 0 ? null : await destination.compare(recipient, expected);
+    const found = expected.length === 0 ? null : await read(recipient, expected);
     const differing = new Map(found?.map((each) => [each.field, each.found]));
     for (const key of new Set(rows.map((row) => row.key))) {
       const own = closed.filter((row) => row.key === key);
