@@ -369,6 +369,70 @@ describe('refused calls', () => {
   });
 });
 
+describe('status while a daemon delivers', () => {
+  const MANY = 8_000;
+  beforeAll(async () => {
+    site = await createSite(PEOPLE.replace('60', String(MANY)), { audiences: [VIP] });
+    await site.configure({
+      audiences: [VIP],
+      destinations: {
+        iterable: {
+          type: 'iterable',
+          api_key: 'test-key',
+          region: site.simulator.url,
+          quotas: { users_bulk_update: 1 },
+        },
+      },
+    });
+  });
+  afterAll(closeSite);
+
+  it('says how fast it goes, how long it still takes, and which fields are left out', async () => {
+    const answer = { successCount: 0, failCount: 0, createdFields: [], filteredOutFields: ['vip'], failedUpdates: {} };
+    site.simulator.faults.failNext(1, {
+      endpoint: 'users/bulkUpdate',
+      match: ({ body }) => {
+        answer.successCount = (JSON.parse(body) as { users: unknown[] }).users.length;
+        return true;
+      },
+      afterApplying: true,
+      status: 200,
+      body: answer,
+    });
+    const daemon = site.start('start');
+    const look = async (): Promise<unknown> => {
+      const { json } = await site.run('status', '--json');
+      const [iterable] = (json as { destinations?: Record<string, unknown>[] }).destinations ?? [];
+      return iterable;
+    };
+    try {
+      await expect.poll(look, { interval: 200, timeout: 30_000 }).toMatchObject({
+        state: 'active',
+        waiting: expect.any(Number) as number,
+        drainsInSeconds: expect.any(Number) as number,
+        droppedFields: ['vip'],
+      });
+      const { waiting, drainsInSeconds, lanes } = (await look()) as {
+        waiting: number;
+        drainsInSeconds: number;
+        lanes: { name: string; quota: number; callsPerSecond: number }[];
+      };
+      // At one request of a thousand in a second, whatever part of it has been measured so far.
+      expect(drainsInSeconds).toBeGreaterThan(waiting / 2_000);
+      expect(drainsInSeconds).toBeLessThan(MANY / 10);
+      const bulk = lanes.find(({ name }) => name === 'users_bulk_update');
+      expect(bulk).toMatchObject({ quota: 1 });
+      expect(bulk?.callsPerSecond).toBeGreaterThan(0);
+      const text = (await site.run('status')).stdout;
+      expect(text).toContain('iterable leaves out these fields of what it is sent: vip.');
+      expect(text).toMatch(/users_bulk_update/);
+    } finally {
+      daemon.process.kill('SIGTERM');
+      await daemon.ended;
+    }
+  });
+});
+
 describe('pause and resume', () => {
   beforeAll(async () => {
     site = await createSite(PEOPLE, { audiences: [VIP, { ...VIP, name: 'iterable' }] });

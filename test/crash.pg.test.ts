@@ -17,6 +17,8 @@ const DEFINITIONS = {
   audiences: [{ name: 'VIP', sql: 'SELECT id AS profile_id FROM people WHERE vip', ...FREELY }],
   traits: [{ name: 'Spent', sql: 'SELECT id AS profile_id, spent AS value FROM people', ...FREELY, send: 'identify' }],
 };
+/** More than go singly. */
+const IN_BULK = 3_000;
 const SOON = { timeout: 15_000, interval: 20 };
 
 interface Program {
@@ -95,6 +97,27 @@ async function expectTrue(): Promise<void> {
   expectEvents(harness.simulator, people);
 }
 
+/** A daemon whose requests in bulk stay unanswered for longer than it may take to stop. */
+async function beginSlowBulk(): Promise<Program> {
+  await begin({
+    tables: TABLES.replace('200', String(IN_BULK)),
+    simulator: { keepRequests: 100_000, latencyMs: 20_000 },
+  });
+  const daemon = run('start');
+  await expect.poll(() => harness.simulator.requests().length, SOON).toBeGreaterThan(0);
+  return daemon;
+}
+
+/** Whoever leads next sends again what was unanswered. */
+async function expectSentAgain(): Promise<void> {
+  harness.simulator.setLatency(0);
+  await bury();
+  const sync = run('sync');
+  expect(await sync.exit, sync.log()).toEqual({ code: 0, signal: null });
+  expect(await waiting()).toBe(0);
+  await expectTrue();
+}
+
 describe('a daemon', () => {
   it('that is killed at any moment, again and again, loses nothing and tells nothing twice', async () => {
     await begin();
@@ -164,6 +187,28 @@ describe('a daemon', () => {
     for (const { body } of harness.simulator.requests() as readonly SeenRequest[])
       marks.set(body, (marks.get(body) ?? 0) + 1);
     expect([...marks].filter(([, times]) => times > 1)).toEqual([]);
+  });
+
+  it('that is told to stop ends after ten seconds even if a request in bulk is still open, and its calls are sent again', async () => {
+    const daemon = await beginSlowBulk();
+    daemon.process.kill('SIGTERM');
+    expect(await daemon.exit).toEqual({ code: 0, signal: null });
+    expect(daemon.log()).toContain(
+      'Not everything under way has ended within 10 s; it is sent again at the next start.',
+    );
+    expect(await harness.state('select holder is not null as kept from leader')).toEqual([{ kept: true }]);
+    await expectSentAgain();
+  });
+
+  it('that is told to stop twice ends at once', async () => {
+    const daemon = await beginSlowBulk();
+    daemon.process.kill('SIGTERM');
+    await expect.poll(daemon.log, SOON).toContain('Stopping: what is under way is finished first.');
+    daemon.process.kill('SIGTERM');
+    const { code, signal } = await daemon.exit;
+    expect({ code, signal }).toEqual({ code: 130, signal: null });
+    expect(daemon.log()).not.toContain('Not everything under way');
+    await expectSentAgain();
   });
 
   it('is asked by `sync`, and does it', async () => {

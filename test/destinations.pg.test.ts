@@ -113,6 +113,21 @@ describe('a destination of type segment', () => {
     expect(seen.every(({ body }) => body.length < 500_000)).toBe(true);
   });
 
+  it('gets no batch over 500 KB, and few that are much smaller', async () => {
+    await begin({
+      tables: `${TABLES}; alter table people add note text;
+        insert into people (id, user_id, spent) select n, 'u' || n, n from generate_series(22, 121) as n;
+        update people set note = repeat('é', 10000)`,
+      traits: [{ name: 'Stats', sql: 'SELECT id AS profile_id, note FROM people', guard: 'off' }],
+      destinations: { segment: segment() },
+    });
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    const sizes = seen.map(({ body }) => Buffer.byteLength(body));
+    expect(Math.max(...sizes)).toBeLessThanOrEqual(500_000);
+    expect(sizes.filter((size) => size > 470_000).length).toBeGreaterThanOrEqual(3);
+    expect(new Set(callsOf(seen).map(({ userId, anonymousId }) => userId ?? anonymousId)).size).toBe(121);
+  });
+
   it('sends the same id again with what went unanswered', async () => {
     let failures = 0;
     answer = () => ((failures += 1) === 1 ? { status: 503 } : { status: 200 });

@@ -159,6 +159,36 @@ describe('a lane', () => {
     expect(lane.state()).toBe('open');
   });
 
+  it('is back at its full rate as soon as a destination that was away answers again', async () => {
+    const simulator = await simulate({ latencyMs: 30 });
+    const opened = open(simulator, { quotas: { usersUpdate: 200 } });
+    const lane = opened.single;
+    const stopping = new AbortController();
+    const send = async (): Promise<void> => {
+      while (!stopping.signal.aborted) {
+        if ((await lane.send(update(opened), false)) === null) await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+    };
+    const senders = Array.from({ length: 40 }, send);
+    const acknowledgedIn = async (ms: number): Promise<number> => {
+      const before = lane.figures().calls;
+      await new Promise((resolve) => setTimeout(resolve, ms));
+      return lane.figures().calls - before;
+    };
+    await acknowledgedIn(1_000);
+    const usual = await acknowledgedIn(1_000);
+    simulator.faults.failRandomly({ share: 1, seed: 1, status: 503 });
+    await expect.poll(lane.state, { interval: 5 }).toBe('closed');
+    const requests = simulator.requests().length;
+    expect(await acknowledgedIn(3_000)).toBe(0);
+    expect(simulator.requests().length - requests).toBeLessThan(20);
+    simulator.faults.clear();
+    await expect.poll(lane.state, { interval: 5, timeout: 10_000 }).toBe('open');
+    expect(await acknowledgedIn(1_000)).toBeGreaterThan(0.7 * usual);
+    stopping.abort();
+    await Promise.all(senders);
+  });
+
   it('isn’t closed by failures among successes', async () => {
     const simulator = await simulate();
     const opened = open(simulator);

@@ -162,6 +162,35 @@ describe('a recipient', () => {
   });
 });
 
+describe('what waits', () => {
+  it('goes live before scheduled before backfill, whichever came first', async () => {
+    const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 100 } };
+    const definitions = { audiences: [{ ...VIP, schedule: 'manual' }] };
+    await begin({ ...definitions, tables: TABLES.replace(String(MANY), '600') });
+    await harness.sync();
+    await harness.reconfigure({
+      ...definitions,
+      destinations: { iterable: { ...slow, region: harness.simulator.url } },
+    });
+    const before = harness.simulator.requests().length;
+    // Backfill first, live last.
+    await harness.state(
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns)
+       select 'm', 1, 1, 2 - (n - 1) / 200, 'u:u' || n, array['vip'] from generate_series(1, 600) as n order by n`,
+    );
+    await harness.sync('vip');
+    const people = harness.simulator
+      .requests()
+      .slice(before)
+      .map(({ body }) => (JSON.parse(body) as { userId: string }).userId);
+    const priorities = people.map((userId) => 2 - Math.floor((Number(userId.slice(1)) - 1) / 200));
+    expect(priorities).toHaveLength(600);
+    // Requests under way at the same time may overtake each other, and whoever is given back goes a little later.
+    expect(priorities.slice(0, 200).filter((priority) => priority > 0).length).toBeLessThan(20);
+    expect(priorities.slice(200, 400).filter((priority) => priority > 1).length).toBeLessThan(20);
+  });
+});
+
 describe('live changes', () => {
   it('go at the head of the next batch, while a backfill is under way', async () => {
     const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 1, users_bulk_update: 1 } };

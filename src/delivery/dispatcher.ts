@@ -134,7 +134,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       await settle(state, leader, settlements);
       isDatabaseAway = false;
     },
-    givesUp: (error) => error instanceof LeaseLostError || stopping,
+    // One more try tells whether another leads by now: then what was under way has to be sent anew.
+    givesUp: (error, failures) => error instanceof LeaseLostError || (stopping && failures > 1),
     onFailure: (error) => {
       if (!isDatabaseAway) log.failure('What became of some calls cannot be written; trying again', error, destination);
       isDatabaseAway = true;

@@ -16,8 +16,8 @@ export interface Writer {
 export interface WriterOptions {
   /** All or nothing; may be repeated. */
   commit: (settlements: readonly Settlement[]) => Promise<void>;
-  /** Whether what failed is given up rather than repeated. */
-  givesUp: (error: unknown) => boolean;
+  /** Whether what has failed so often is given up rather than repeated. */
+  givesUp: (error: unknown, failures: number) => boolean;
   onFailure: (error: unknown) => void;
 }
 
@@ -42,13 +42,13 @@ export function createWriter({ commit, givesUp, onFailure }: WriterOptions): Wri
   let writing: Promise<void> = Promise.resolve();
 
   const writeAll = async (entries: readonly Entry[]): Promise<void> => {
-    for (;;) {
+    for (let failures = 1; ; failures += 1) {
       try {
         await commit(entries.map(({ settlement }) => settlement));
         for (const { resolve } of entries) resolve();
         return;
       } catch (error) {
-        if (givesUp(error) || (!mayPass(error) && entries.length === 1)) {
+        if (givesUp(error, failures) || (!mayPass(error) && entries.length === 1)) {
           for (const { reject } of entries) reject(error);
           return;
         }
