@@ -6,7 +6,8 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     globalSetup: ['test/support/postgres.ts'],
     pool: 'forks',
-    maxWorkers: 2,
+    // A good part of the tests waits for leases and quotas.
+    maxWorkers: 3,
     testTimeout: 120_000,
     // A shared runner can stand still for seconds; what fails twice more is broken.
     retry: process.env.CI === undefined ? 0 : 2,

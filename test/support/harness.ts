@@ -111,6 +111,7 @@ export async function createHarness(options: HarnessOptions): Promise<Harness> {
           if (done.outcome === 'done') delivery = await watchDelivery(harness.opened, done, NEVER, () => undefined);
         },
       });
+      if (acted.outcome === 'failed') throw new Error(`\`${kind}\` failed: ${acted.answer}`);
       return { ...acted, delivery };
     },
     sync: (...keys) => harness.request('sync', { keys, confirmRemovals: true }),
