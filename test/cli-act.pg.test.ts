@@ -419,7 +419,7 @@ describe('status while a daemon delivers', () => {
       };
       // At one request of a thousand in a second, whatever part of it has been measured so far.
       expect(drainsInSeconds).toBeGreaterThan(waiting / 2_000);
-      expect(drainsInSeconds).toBeLessThan(MANY / 10);
+      expect(drainsInSeconds).toBeLessThan(MANY);
       const bulk = lanes.find(({ name }) => name === 'users_bulk_update');
       expect(bulk).toMatchObject({ quota: 1 });
       expect(bulk?.callsPerSecond).toBeGreaterThan(0);

@@ -166,7 +166,7 @@ async function serverSettings(port: number): Promise<string[]> {
     'listen_addresses=127.0.0.1',
     `port=${port}`,
     'unix_socket_directories=',
-    'max_connections=60',
+    'max_connections=150',
     'wal_level=minimal',
     'max_wal_senders=0',
     'max_wal_size=512MB',
