@@ -62,7 +62,7 @@ const REPORT_EVERY_MS = 2_000;
 const TIDY_EVERY_MS = 60_000;
 const WATCH_EVERY_MS = 1_000;
 /** A little more than the second for which quotas are given. */
-const QUOTA_WINDOW_MS = 1_010;
+export const QUOTA_WINDOW_MS = 1_010;
 /** A request may be open for ten seconds; none begins unless the lease outlasts some of that, and the next leader waits. */
 const LEASE_MARGIN_MS = 1_000;
 

@@ -2,6 +2,8 @@ import { describe, expect, it } from 'vitest';
 import type { BatchVerdict } from '../src/core/verdict.js';
 import type { Answer, Item } from '../src/destinations/carrier.js';
 import { judgeBulk } from '../src/destinations/iterable/bulk.js';
+import { createIterablePort } from '../src/destinations/iterable/port.js';
+import { Secret } from '../src/lib/secret.js';
 
 const NOW = Date.UTC(2026, 0, 1);
 const HTML = '<html><body>Something</body></html>';
@@ -161,7 +163,12 @@ describe('an answer to users in bulk', () => {
     ['307', answered(307, ''), { kind: 'whole', verdict: { kind: 'stop' } }],
     ['500', answered(500), { kind: 'failed', verdict: AGAIN }],
     ['503 with Retry-After', answered(503, HTML, '7'), { kind: 'failed', verdict: { ...AGAIN, waitMs: 7_000 } }],
-    ['400 GenericError', answered(400, coded('GenericError')), { kind: 'failed', verdict: AGAIN }],
+    [
+      '400 GenericError',
+      answered(400, coded('GenericError')),
+      { kind: 'failed', verdict: { kind: 'refused', about: 'trouble', reason: 'GenericError' } },
+    ],
+    ['504', answered(504), { kind: 'whole', verdict: { kind: 'again', waitMs: 60_000, late: true } }],
     [
       'lost before it was sent',
       { kind: 'lost', because: 'ECONNREFUSED', reached: false },
@@ -197,6 +204,39 @@ describe('an answer to events in bulk', () => {
     expect(judge(bulk({ notFoundUserIds: ['8'] }), events)).toMatchObject({
       verdicts: [OK, refused('unknown', 'UnknownUserIdError'), OK],
     });
+  });
+});
+
+describe('an answer that a list is not there', () => {
+  it('stops what fills that list and nothing else, whatever the body is', () => {
+    const quotas = { usersUpdate: 1, usersBulkUpdate: 1, eventsTrack: 1, eventsTrackBulk: 1, lists: 1, reads: 1 };
+    const apiKey = new Secret('key');
+    const { lists, close } = createIterablePort({ baseUrl: 'http://127.0.0.1', apiKey, projectKey: 'hybrid', quotas });
+    if (lists === null) throw new Error('There are no lists.');
+    const item = lists.change({ recipient: 'u:1', listId: 7, member: true, existingOnly: false });
+    for (const body of [coded('NotFound'), HTML, 'no such list', '']) {
+      expect(lists.carrier.judge(answered(404, body), [item], NOW)).toMatchObject({
+        kind: 'whole',
+        verdict: { kind: 'gone', reason: 'The list 7 is no longer in Iterable.' },
+      });
+    }
+    close();
+  });
+});
+
+describe('a batch', () => {
+  it('is of a thousand calls and four million bytes at most, each lane at its quota', () => {
+    const quotas = { usersUpdate: 1, usersBulkUpdate: 2, eventsTrack: 3, eventsTrackBulk: 4, lists: 5, reads: 6 };
+    const apiKey = new Secret('key');
+    const port = createIterablePort({ baseUrl: 'http://127.0.0.1', apiKey, projectKey: 'hybrid', quotas });
+    const { update, track, lists, users } = port;
+    const sizes = [update.single, update.bulk, track.single, track.bulk, lists?.carrier, users?.carrier].map(
+      (carrier) => [carrier?.perSecond, carrier?.most, carrier?.bytes],
+    );
+    expect(sizes.map(([perSecond]) => perSecond)).toEqual([1, 2, 3, 4, 5, 6]);
+    expect(sizes.map(([, most]) => most)).toEqual([1, 1_000, 1, 1_000, 1_000, 1]);
+    for (const [, , bytes] of sizes) expect(bytes).toBe(4_000_000);
+    port.close();
   });
 });
 

@@ -457,6 +457,14 @@ describe('pause and resume', () => {
     expect(site.simulator.user('u1')?.fields).toMatchObject({ vip: 'false' });
   });
 
+  it('say how long they wait where the last leader may still have requests open', async () => {
+    await site.sql(`update personas.leader set quiet_until = now() + interval '4 seconds'`);
+    await site.sql('update people set vip = not vip where id = 1');
+    const { code, stderr } = await site.run('sync');
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/The last leader ended in the middle of its work: sending begins in [34] s/);
+  });
+
   it('let a destination go on that stopped, since its key was refused', async () => {
     await site.sql('update people set vip = true');
     site.simulator.faults.failRandomly({ share: 1, seed: 1, endpoint: 'users/update', status: 401 });

@@ -1,7 +1,6 @@
 import fc from 'fast-check';
 import { afterEach, expect, it } from 'vitest';
 import type { ProjectKey } from '../src/core/definition.js';
-import { inTransaction } from '../src/db/connect.js';
 import { retryDead } from '../src/outbox/dead.js';
 import { loadWaiting, type WaitingRow } from '../src/outbox/queue.js';
 import { settle } from '../src/outbox/settle.js';
@@ -147,9 +146,7 @@ for (const key of ['hybrid', 'email', 'user_id'] as const) {
       }
       await harness.sql('delete from people where id = $1', [leaves]);
       await run();
-      await inTransaction(databases.state.pool, (client) =>
-        retryDead(client, { keys: [], reason: null, destination: null, olderThan: null }),
-      );
+      await retryDead(databases.state.pool, { keys: [], reason: null, destination: null, olderThan: null });
       let turn = 0;
       while (await deliver(told, destination!.id, { pick: picks[turn % picks.length]!, refused: false })) turn += 1;
 

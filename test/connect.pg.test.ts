@@ -1,5 +1,5 @@
 import { expect, inject, it } from 'vitest';
-import { openPool, quoteIdentifier, quoteLiteral } from '../src/db/connect.js';
+import { openPool, quoteIdentifier, quoteLiteral, withClient } from '../src/db/connect.js';
 import { describeStatement } from '../src/db/describe.js';
 import { Secret } from '../src/lib/secret.js';
 
@@ -38,5 +38,21 @@ it('describes a statement without running it', async () => {
   await expect(describeStatement(client, 'select 1) as x')).rejects.toMatchObject({ code: '42601', position: '9' });
   expect((await client.query<{ one: number }>('select 1 as one')).rows).toEqual([{ one: 1 }]);
   client.release();
+  await pool.end();
+});
+
+it('outlives a connection that is cut between two statements, and says so at the next', async () => {
+  const pool = openPool({ url: new Secret(inject('postgresUrl')), purpose: 'test', max: 2 });
+  const cut = withClient(pool, async (client) => {
+    await client.query('begin');
+    const { rows } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
+    const isGone = async (): Promise<boolean> =>
+      (await pool.query('select pg_terminate_backend(pid) from pg_stat_activity where pid = $1', [rows[0]?.pid]))
+        .rowCount === 0;
+    await expect.poll(isGone).toBe(true);
+    await client.query('select');
+  });
+  await expect(cut).rejects.toThrow();
+  expect((await pool.query<{ one: number }>('select 1 as one')).rows).toEqual([{ one: 1 }]);
   await pool.end();
 });

@@ -1,7 +1,7 @@
 import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { openPool, withClient, type Pool } from '../src/db/connect.js';
-import { copyRows } from '../src/db/copy.js';
+import { copyInto, copyRows } from '../src/db/copy.js';
 import { Secret } from '../src/lib/secret.js';
 import { createDatabase, type TestDatabase } from './support/database.js';
 import { startPooler, type Pooler } from './support/pooler.js';
@@ -37,4 +37,20 @@ it('gives the same bytes by a cursor where COPY is refused', async () => {
   expect(byCopy.split('\n').length).toBe(12_001);
   expect(await read(pooled as Pool)).toBe(byCopy);
   expect(pooler.refused()).toBe(1);
+});
+
+it('outlives a connection that is cut before the rows come', async () => {
+  const [pool] = pools as [Pool];
+  const cut = withClient(pool, async (client) => {
+    await client.query('create temporary table target (n int)');
+    const { rows } = await client.query<{ pid: number }>('select pg_backend_pid() as pid');
+    const target = copyInto(client, 'target (n)');
+    const isGone = async (): Promise<boolean> =>
+      (await pool.query('select pg_terminate_backend(pid) from pg_stat_activity where pid = $1', [rows[0]?.pid]))
+        .rowCount === 0;
+    await expect.poll(isGone).toBe(true);
+    target.destroy();
+    await client.query('select');
+  });
+  await expect(cut).rejects.toThrow();
 });

@@ -436,6 +436,25 @@ describe('a destination', () => {
     expect(field('u1', 'vip')).toBe('false');
   });
 
+  it('that has trouble of its own with a call gets it after one, two and five minutes, and then it is dead until the next day', async () => {
+    await begin({ audiences: [{ ...VIP, send: 'both' }] });
+    const trouble = { status: 400, body: { code: 'GenericError', msg: 'no', params: null } };
+    harness.simulator.faults.failRandomly({ share: 1, seed: 1, match: ({ body }) => body.includes('u1'), ...trouble });
+    await harness.sync();
+    for (const minutes of [1, 2, 5]) {
+      const [mark] = (await waiting()).filter(({ kind }) => kind === 'm');
+      expect(mark?.seconds).toBeGreaterThan(minutes * 60 - 10);
+      expect(mark?.seconds).toBeLessThanOrEqual(minutes * 60);
+      await pass();
+      await harness.sync();
+    }
+    expect((await dead()).filter(({ recipient }) => recipient === 'u:u1')).toMatchObject([
+      { field: 'vip', reason: 'GenericError', retry: true },
+      ...(await dead()).filter(({ event }) => event !== null),
+    ]);
+    expect(field('u2', 'vip')).toBe('true');
+  });
+
   it('that gave no answer may have applied the request: it is sent again after a minute', async () => {
     await begin({ audiences: [{ ...VIP, send: 'both' }] });
     harness.simulator.faults.failNext(1, { endpoint: 'users/update', reset: true, afterApplying: true });

@@ -159,6 +159,15 @@ describe('a lane', () => {
     expect(lane.state()).toBe('open');
   });
 
+  it('closes when something else answers in the place of the destination, be it with success', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    simulator.faults.failRandomly({ share: 1, seed: 1, status: 200, body: '<html>Maintenance</html>' });
+    await sendAll(opened.single, several(opened, 20));
+    expect(opened.single.state()).toBe('closed');
+    expect(opened.single.figures().calls).toBe(0);
+  });
+
   it('is back at its full rate as soon as a destination that was away answers again', async () => {
     const simulator = await simulate({ latencyMs: 30 });
     const opened = open(simulator, { quotas: { usersUpdate: 200 } });

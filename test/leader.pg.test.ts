@@ -112,6 +112,23 @@ describe('the lease', () => {
     await next?.release();
   });
 
+  it('that is renewed shortens no time for which requests of an earlier leader can be open', async () => {
+    await begin();
+    await harness.state(
+      `update leader set holder = $1, expires_at = now() - interval '1 ms', quiet_until = now() + interval '36 seconds'`,
+      [STRANGER],
+    );
+    const lease = await tryLead(pool());
+    const expiry = async (): Promise<unknown> =>
+      (await harness.state('select expires_at::text as at from leader'))[0]?.['at'];
+    const taken = await expiry();
+    await expect.poll(expiry, SOON).not.toBe(taken);
+    expect(
+      await harness.state(`select quiet_until > clock_timestamp() + interval '28 seconds' as kept from leader`),
+    ).toEqual([{ kept: true }]);
+    await lease?.release();
+  });
+
   it('is lost when another has taken it, and isn’t given back any more', async () => {
     await begin();
     const lease = await tryLead(pool());

@@ -1,7 +1,11 @@
+import { randomUUID } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
 import { runDaemon } from '../src/daemon.js';
+import { createDeliveries } from '../src/delivery/deliveries.js';
+import { createIterablePort } from '../src/destinations/iterable/port.js';
+import { Secret } from '../src/lib/secret.js';
 import { createHarness, type Harness } from './support/harness.js';
 import { until } from './support/until.js';
 
@@ -47,6 +51,8 @@ const states = () => harness.state('select key, state, members from definition o
 const problem = async (): Promise<unknown> =>
   (await harness.state(`select value #>> '{}' as problem from setting where name = 'configuration_problem'`))[0]
     ?.problem;
+
+const never = (): boolean => false;
 
 async function edit(
   change: (content: {
@@ -113,5 +119,38 @@ describe('a change of the configuration while the daemon runs', () => {
     const quota = `select from destination, jsonb_array_elements(delivery -> 'lanes') as l
       where l ->> 'name' = 'users_update' and l ->> 'quota' = '250'`;
     await until(async () => (await harness.state(quota)).length === 1);
+  });
+});
+
+describe('deliveries', () => {
+  it('that are stopped while their destinations are replaced start none any more', async () => {
+    const { state } = harness.opened.databases;
+    const deliveries = createDeliveries({
+      state,
+      leader: randomUUID(),
+      mayBegin: never,
+      prepareBulk: never,
+      bulkAgoMs: Infinity,
+      log: harness.opened.log,
+    });
+    const closed: string[] = [];
+    const reachable = (name: string) => {
+      const quotas = { usersUpdate: 1, usersBulkUpdate: 1, eventsTrack: 1, eventsTrackBulk: 1, lists: 1, reads: 1 };
+      const apiKey = new Secret('test-key');
+      const port = createIterablePort({ baseUrl: harness.simulator.url, apiKey, projectKey: 'hybrid', quotas });
+      const close = (): void => {
+        closed.push(name);
+        port.close();
+      };
+      return [{ id: 1, name, connect: () => Promise.resolve({ ...port, close }) }];
+    };
+    await deliveries.replace(reachable('first'), 'first');
+    expect(deliveries.all().map(({ name }) => name)).toEqual(['first']);
+    const replacing = deliveries.replace(reachable('second'), 'second');
+    await deliveries.stop();
+    expect(deliveries.all()).toEqual([]);
+    expect(closed.sort()).toEqual(['first', 'second']);
+    await replacing;
+    expect(deliveries.all()).toEqual([]);
   });
 });

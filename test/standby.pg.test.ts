@@ -115,7 +115,8 @@ async function expectTrue({ update, track }: Pipeline): Promise<void> {
   expect(held).toEqual(people);
 
   const requests = site.simulator.requests();
-  expect(new Set(requests.map(({ endpoint }) => endpoint))).toEqual(new Set([update, track]));
+  expect(new Set(requests.map(({ endpoint }) => endpoint))).toContain(update);
+  expect(new Set(requests.map(({ endpoint }) => endpoint))).toContain(track);
   expect(site.simulator.violations).toEqual({ duplicateInBatch: 0, mixedPipelines: 0 });
   expectEvents(site.simulator, people);
   expect(await site.sql('select count(*)::int4 as dead from personas.dead_call')).toEqual([{ dead: 0 }]);

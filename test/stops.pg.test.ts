@@ -1,5 +1,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
+import { listDead, retryDead } from '../src/outbox/dead.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+import { holdDefinition } from './support/lock.js';
 
 /** What is given up for good or until a person says so: people whom Iterable has forgotten, definitions that it refuses. */
 const PEOPLE = 250;
@@ -119,5 +121,42 @@ describe('a definition whose calls are refused for their content', () => {
       match: ({ body }) => /"u\d*[1-7]"/.test(body),
     });
     expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: 175 });
+  });
+});
+
+describe('very many dead calls', () => {
+  const ALL = { keys: [], reason: null, destination: null, olderThan: null };
+
+  it('are listed with three samples of each reason, and sent again in parts', async () => {
+    await begin();
+    await harness.sync();
+    await harness.state(
+      `insert into dead_call (destination_id, definition_id, kind, recipient, field, reason, answer)
+       select 1, 1, 'm', 'u:w' || n, 'vip', case when n % 10000 = 0 then 'Rare' else 'BadParams' end, 'no'
+       from generate_series(1, 12000) as n`,
+    );
+    const { state } = harness.opened.databases;
+    expect(await listDead(state.pool, ALL)).toMatchObject([
+      {
+        reason: 'BadParams',
+        count: 11_999,
+        samples: [{ recipient: 'u:w1' }, { recipient: 'u:w2' }, { recipient: 'u:w3' }],
+      },
+      { reason: 'Rare', count: 1, samples: [{ recipient: 'u:w10000', field: 'vip', answer: 'no' }] },
+    ]);
+    const held = await holdDefinition(state.pool);
+    let isOver = false;
+    const retrying = retryDead(state.pool, ALL).finally(() => (isOver = true));
+    // A run that writes the same marks isn't met halfway.
+    const isWaiting = async (): Promise<unknown> =>
+      (
+        await harness.state(`select count(*)::int4 as n from pg_locks where locktype = 'advisory' and not granted`)
+      )[0]?.['n'];
+    await expect.poll(isWaiting).toBe(1);
+    expect(isOver).toBe(false);
+    await held.release();
+    expect(await retrying).toEqual({ count: 12_000, definitions: ['vip'] });
+    expect(await harness.state('select count(*)::int4 as n from outbox')).toEqual([{ n: 12_000 }]);
+    expect(await harness.state('select from dead_call')).toEqual([]);
   });
 });

@@ -11,6 +11,8 @@ const PEOPLE = `
   insert into people (id, user_id) select n, 'u' || n from generate_series(1, 40) as n`;
 const AUDIENCE = { name: 'VIP', sql: 'SELECT id AS profile_id FROM people WHERE vip', send: ['identify', 'list'] };
 const TRAIT = { name: 'Stats', sql: 'SELECT id AS profile_id, spent, seen FROM people' };
+/** A trait that most people don't have. */
+const FEW = { name: 'Few', sql: 'SELECT id AS profile_id, spent AS value FROM people WHERE id <= 5' };
 const GUARD = { guard: 'off' };
 
 const verifyJson = z.strictObject({
@@ -39,7 +41,10 @@ const verifyJson = z.strictObject({
 
 let site: Site;
 beforeAll(async () => {
-  site = await createSite(PEOPLE, { audiences: [{ ...AUDIENCE, ...GUARD }], traits: [{ ...TRAIT, ...GUARD }] });
+  site = await createSite(PEOPLE, {
+    audiences: [{ ...AUDIENCE, ...GUARD }],
+    traits: [TRAIT, FEW].map((trait) => ({ ...trait, ...GUARD })),
+  });
   expect((await site.run('sync')).code).toBe(0);
   await site.sql('update people set vip = false where id > 30');
   expect((await site.run('sync')).code).toBe(0);
@@ -59,11 +64,14 @@ const overwrite = async (userId: string, dataFields: object): Promise<void> => {
 
 describe('verify', () => {
   it('says that all is as it was sent, members and those who left', async () => {
+    // A value that nobody was sent from here is none of ours.
+    await overwrite('u20', { few: 45 });
     const { code, json, stdout } = await site.run('verify', '--json');
     expect(code, stdout).toBe(0);
     const { verified, differences } = verifyJson.parse(json);
     expect(differences).toEqual([]);
     expect(verified.map(({ definition, checked, unjudged }) => ({ definition, checked, unjudged }))).toEqual([
+      { definition: 'few', checked: 5, unjudged: 0 },
       { definition: 'stats', checked: 40, unjudged: 0 },
       { definition: 'vip', checked: 40, unjudged: 0 },
     ]);
@@ -91,6 +99,7 @@ describe('verify', () => {
     expect(code, stdout).toBe(0);
     const { verified, differences } = verifyJson.parse(json);
     expect(verified.map(({ definition, differing, repaired }) => ({ definition, differing, repaired }))).toEqual([
+      { definition: 'few', differing: 1, repaired: 1 },
       { definition: 'stats', differing: 2, repaired: 2 },
       { definition: 'vip', differing: 3, repaired: 3 },
     ]);
@@ -107,10 +116,11 @@ describe('verify', () => {
       of('u:u2')
         .map(({ field }) => field)
         .sort(),
-    ).toEqual(['.list', 'seen', 'spent', 'vip']);
+    ).toEqual(['.list', 'few', 'seen', 'spent', 'vip']);
     expect(site.simulator.user('u1')?.fields).toMatchObject({ vip: 'true', spent: '10.0' });
     expect(site.simulator.user('u2')?.fields).toMatchObject({ vip: 'true', spent: '10.0' });
     expect(site.simulator.lists()[0]?.members()).toContain('u2');
+    expect(site.simulator.user('u20')?.fields).toMatchObject({ few: '45' });
     // What was read of people is not kept.
     expect(await site.sql(`select count(*)::int4 as n from personas.request where progress ? 'differences'`)).toEqual([
       { n: 0 },

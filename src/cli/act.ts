@@ -1,7 +1,8 @@
-import { lead, type Leadership, type Resources } from '../daemon.js';
+import { lead, QUOTA_WINDOW_MS, type Leadership } from '../daemon.js';
 import { findLeader, tryLead } from '../db/lease.js';
 import type { RequestKind } from '../db/state.js';
 import { until } from '../lib/until.js';
+import type { Opened } from './open.js';
 import { QUIET_REQUESTS, type RequestArguments, type RequestProgress } from '../sync/requests.js';
 
 /**
@@ -50,7 +51,7 @@ export interface ActOptions<K extends RequestKind & keyof RequestArguments> {
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
 export async function act<K extends RequestKind & keyof RequestArguments>(
-  resources: Resources,
+  resources: Opened,
   options: ActOptions<K>,
 ): Promise<Acted> {
   const { kind, args, signal, onProgress, afterwards } = options;
@@ -99,6 +100,12 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
     if (leading !== null || (await findLeader(state.pool)) !== null) return;
     const lease = await tryLead(state.pool);
     if (lease === null) return;
+    if (lease.quietForMs > QUOTA_WINDOW_MS && !QUIET_REQUESTS.includes(kind)) {
+      const seconds = Math.ceil(lease.quietForMs / 1_000);
+      resources.note(
+        `The last leader ended in the middle of its work: sending begins in ${seconds} s, when no request of it can be open.`,
+      );
+    }
     const confirmRemovals = 'confirmRemovals' in args && args.confirmRemovals;
     const delivers = !QUIET_REQUESTS.includes(kind);
     const leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals });
@@ -156,7 +163,7 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
  * first has not seen yet and the second sees no more.
  */
 export async function readDelivery(
-  resources: Resources,
+  resources: Opened,
   { progress, since }: Pick<Acted, 'progress' | 'since'>,
 ): Promise<Delivery> {
   const { rows } = await resources.databases.state.pool.query<Delivery>(
@@ -189,14 +196,14 @@ export async function readDelivery(
   return delivery;
 }
 
-const STALLED_MS = 30_000;
+/** Longer than a request of an earlier leader can be open. */
+const STALLED_MS = 60_000;
 
 /**
- * Watches until all that a request has caused is delivered, waits for later, or goes nowhere for half a minute
- * (`stalled`).
+ * Watches until all that a request has caused is delivered, waits for later, or goes nowhere for a minute (`stalled`).
  */
 export async function watchDelivery(
-  resources: Resources,
+  resources: Opened,
   acted: Pick<Acted, 'progress' | 'since'>,
   signal: AbortSignal,
   onLook: (delivery: Delivery) => void,

@@ -23,6 +23,8 @@ export interface Opened extends Resources {
   embedded: boolean;
   /** Whether the state's tables are there. */
   hasState: boolean;
+  /** Tells whoever runs a command something in a sentence. */
+  note: (text: string) => void;
   /** Cancels the statements that are running. */
   cancel: () => Promise<void>;
   close: () => Promise<void>;
@@ -39,7 +41,7 @@ export interface OpenOptions {
   migrations: 'apply' | 'refuse' | 'optional' | 'ignore';
   /** Only reads from a simulator that another process may be writing to. */
   readOnly: boolean;
-  /** Is told, before anything else happens, what stands in for the real thing. */
+  /** Is told, before anything else happens, what stands in for the real thing, and later what a person should know. */
   onNote?: (note: string) => void;
   /** Overrides the configuration's level. */
   logLevel?: Config['logging']['level'];
@@ -251,7 +253,8 @@ export async function openResources(options: OpenOptions): Promise<Opened> {
     const cancel = async (): Promise<void> => {
       await Promise.allSettled(cancels.map((each) => each()));
     };
-    return { ...opened, embedded, hasState, cancel, close };
+    const note = (text: string): void => options.onNote?.(text);
+    return { ...opened, embedded, hasState, note, cancel, close };
   } catch (error) {
     await close();
     throw error;

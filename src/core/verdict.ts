@@ -19,9 +19,9 @@ export type Verdict =
 
 /**
  * content: the values or the event · person: this identifier, for good · conflict: the two identifiers belong to two
- * users · unknown: nobody is known by the identifier, yet
+ * users · unknown: nobody is known by the identifier, yet · trouble: the destination's own, with this call
  */
-export type Refusal = 'content' | 'person' | 'conflict' | 'unknown';
+export type Refusal = 'content' | 'person' | 'conflict' | 'unknown' | 'trouble';
 
 /**
  * What an answer says of a request that carries several calls:

@@ -82,6 +82,8 @@ export function openPool({ url, purpose, max, schema, onError }: Connection): Po
     types: parsersOf(schema === undefined ? SOURCE_PARSERS : STATE_PARSERS),
   });
   pool.on('error', onError ?? (() => undefined));
+  // A connection that breaks between two statements tells nobody else; the next statement fails, and says so.
+  pool.on('connect', (client) => client.on('error', () => undefined));
   return pool;
 }
 
@@ -96,8 +98,6 @@ function takeOptions(connectionString: string): { connectionString: string; opti
 /** Runs `work` on one connection, which is thrown away when `work` fails in the middle of a transaction. */
 export async function withClient<T>(pool: Pool, work: (client: Client) => Promise<T>): Promise<T> {
   const client = await pool.connect();
-  const ignore = (): void => undefined;
-  client.on('error', ignore);
   let broken: Error | undefined;
   try {
     return await work(client);
@@ -105,7 +105,6 @@ export async function withClient<T>(pool: Pool, work: (client: Client) => Promis
     broken = error instanceof Error ? error : new Error(String(error));
     throw error;
   } finally {
-    client.off('error', ignore);
     client.release(broken);
   }
 }

@@ -31,6 +31,12 @@ async function* cursorRows(client: Client, query: string): AsyncGenerator<string
   }
 }
 
+/** `pipeline` tells of an error; one that comes before or after it, when a connection breaks, must not end the process. */
+function heard<S extends Readable | Writable>(stream: S): S {
+  stream.on('error', () => undefined);
+  return stream;
+}
+
 /**
  * The rows of `query` in COPY's text format. The client must be in a transaction, and is busy until the stream ends.
  * Whether COPY is allowed is found out with an empty one, so that a refusal isn't met in the middle.
@@ -45,10 +51,10 @@ export async function copyRows(client: Client, query: string): Promise<Readable>
     await client.query('rollback to savepoint copying');
     return Readable.from(cursorRows(client, query));
   }
-  return client.query(copyStreams.to(`copy (${query}) to stdout`));
+  return heard(client.query(copyStreams.to(`copy (${query}) to stdout`)));
 }
 
 /** Takes rows in COPY's text format into `target`, a table with its columns. */
 export function copyInto(client: Client, target: string): Writable & { rowCount: number } {
-  return client.query(copyStreams.from(`copy ${target} from stdin`));
+  return heard(client.query(copyStreams.from(`copy ${target} from stdin`)));
 }

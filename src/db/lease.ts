@@ -10,7 +10,7 @@ import type { Pool, Queryable } from './connect.js';
  * What must hold: the holder counts the time since its last renewal began by the larger of the monotonic and the wall
  * clock (the first stands still while a machine sleeps, the second can be set back), so it stops believing in its lease
  * no later than the database does. `quiet_until` is written with each renewal: the latest moment at which a request
- * begun under this lease can still be open; a successor sends nothing before it. A release, which is for a holder that
+ * begun under this lease or an earlier one can still be open; a successor sends nothing before it. A release, which is for a holder that
  * has nothing open any more, gives back what it found there, or what is left of the second for which a quota is given;
  * a lease that was lost isn't released.
  */
@@ -91,7 +91,7 @@ export async function tryLead(pool: Pool): Promise<Taken | null> {
       const result = await pool.query(
         `update leader
          set expires_at = clock_timestamp() + $2 * interval '1 millisecond',
-             quiet_until = clock_timestamp() + ($2 + $3) * interval '1 millisecond',
+             quiet_until = greatest(quiet_until, clock_timestamp() + ($2 + $3) * interval '1 millisecond'),
              bulk_until = case when $4 then clock_timestamp() + $2 * interval '1 millisecond' else bulk_until end
          where holder = $1 and expires_at > clock_timestamp()`,
         [holder, LEASE_MS, isBulk ? BULK_REQUEST_MS : SINGLE_REQUEST_MS, isBulk],

@@ -62,8 +62,11 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
   let running: readonly { id: number; name: string; port: Port; dispatcher: Dispatcher }[] = [];
   let described = '';
   let quietUntil = -Infinity;
+  /** For good: what is being replaced meanwhile isn't started any more. */
+  let isStopped = false;
+  let replacing: Promise<void> = Promise.resolve();
 
-  const stop = async (): Promise<void> => {
+  const end = async (): Promise<void> => {
     const ending = running;
     running = [];
     await Promise.all(ending.map(({ dispatcher }) => dispatcher.stop()));
@@ -74,31 +77,37 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
   };
   const quietMs = (): number => Math.max(0, quietUntil - performance.now());
 
-  return {
-    replace: async (destinations, description) => {
-      if (description === described && running.length > 0) return;
-      const opened = await connectAll(destinations);
-      await stop();
-      await new Promise((resolve) => setTimeout(resolve, quietMs()));
-      described = description;
-      running = opened.map(({ id, name, port }) => ({
-        id,
-        name,
+  const replace = async (destinations: readonly Reachable[], description: string): Promise<void> => {
+    if (description === described && running.length > 0) return;
+    const opened = await connectAll(destinations);
+    await end();
+    await new Promise((resolve) => setTimeout(resolve, quietMs()));
+    if (isStopped) {
+      for (const { port } of opened) port.close();
+      return;
+    }
+    described = description;
+    running = opened.map(({ id, name, port }) => ({
+      id,
+      name,
+      port,
+      dispatcher: startDispatcher({
+        state,
+        leader,
+        destinationId: id,
+        destinationName: name,
         port,
-        dispatcher: startDispatcher({
-          state,
-          leader,
-          destinationId: id,
-          destinationName: name,
-          port,
-          mayBegin,
-          prepareBulk,
-          memory: memoryOf(id),
-          onLeaseLost: () => log.warn('Calls that were under way are not settled: another instance leads.'),
-          log,
-        }),
-      }));
-    },
+        mayBegin,
+        prepareBulk,
+        memory: memoryOf(id),
+        onLeaseLost: () => log.warn('Calls that were under way are not settled: another instance leads.'),
+        log,
+      }),
+    }));
+  };
+
+  return {
+    replace: (destinations, description) => (replacing = replace(destinations, description)),
     nudge: () => {
       for (const { dispatcher } of running) dispatcher.nudge();
     },
@@ -114,7 +123,11 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
         told.set(id, delivery);
       }
     },
-    stop,
+    stop: async () => {
+      isStopped = true;
+      await end();
+      await replacing.catch(() => undefined);
+    },
     quietMs,
   };
 }

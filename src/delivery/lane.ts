@@ -248,7 +248,9 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
   /** What an answer says of the lane. */
   const heed = (answer: Answer, judged: BatchVerdict<R>, calls: number): void => {
     const at = now();
-    if (answer.kind === 'lost' || judged.kind === 'failed') {
+    // A success without a word of the destination's own may be a proxy's.
+    const isFailed = judged.kind === 'failed' || (judged.kind === 'whole' && judged.verdict.kind === 'again');
+    if (answer.kind === 'lost' || isFailed) {
       failures += 1;
       lastFailure = describeFailure(answer);
       if (isTroubled()) pause(null, FAILED_PAUSE);

@@ -1,6 +1,6 @@
 import type { IdentifyCall, TrackCall, UserUpdate } from '../core/call.js';
 import { nextStep } from '../core/next.js';
-import type { Verdict } from '../core/verdict.js';
+import type { Refusal, Verdict } from '../core/verdict.js';
 import { backoffMs } from '../lib/backoff.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import { type Settlement } from '../outbox/settle.js';
@@ -38,8 +38,12 @@ export interface Delivered {
 }
 
 const RETRY = { firstMs: 1_000, longestMs: 10 * 60_000 };
-/** Iterable is asynchronous: a user whom an update has just made may be unknown to a track for a while. */
-const UNKNOWN_WAITS_MS = [60_000, 120_000, 300_000];
+/**
+ * Iterable is asynchronous: a user whom an update has just made may be unknown to a track for a while. Its own trouble with
+ * a call may pass as well.
+ */
+const WAITED_FOR: ReadonlySet<Refusal> = new Set(['unknown', 'trouble']);
+const WAITS_MS = [60_000, 120_000, 300_000];
 /** A refusal of an identifier or a full project may pass; one of the content won't by itself. */
 const PASSING_RETRY_MS = 24 * 3_600_000;
 /** How long Iterable may take until it knows of a user. */
@@ -53,8 +57,8 @@ const KNOWN_TO_BE_FORGOTTEN = {
   field: null,
   answer: 'Not sent: an earlier call was refused because the destination has forgotten this person.',
 } as const;
-/** `attempts` counts a hundred for each answer that the user is unknown, and one for each failure since. */
-const UNKNOWN_STEP = 100;
+/** `attempts` counts a hundred for each such answer, and one for each failure since. */
+const WAIT_STEP = 100;
 
 type Refused = Extract<Verdict, { kind: 'refused' }>;
 type Final = Extract<Verdict, { kind: 'acknowledged' | 'refused' }>;
@@ -120,7 +124,7 @@ export async function deliverRecipient(
       delivered.lookAgain = true;
       return false;
     }
-    const retryAfterMs = about === 'unknown' || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
+    const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
     const forgotten = reason === FORGOTTEN ? recipient : null;
     settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
     return true;
@@ -164,6 +168,11 @@ export async function deliverRecipient(
     }
     const isPaired = calls.some(({ beside }) => beside !== null);
     if (isPaired && mayBeBeside(verdict)) return update(parts, true, open);
+    const waited = verdict.about === 'trouble' ? parts.flatMap(({ mark }) => waitFor(mark, verdict) ?? []) : [];
+    if (waited.length > 0) {
+      for (const each of waited) settle(each);
+      return 'halt';
+    }
     const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : null;
     if (pieces !== null) {
       for (const piece of pieces) if ((await update(piece, keyAlone, open)) === 'halt') return 'halt';
@@ -197,7 +206,7 @@ export async function deliverRecipient(
     const verdict = conclude(await outlet.list(change, isUrgent), [mark]);
     if (verdict === null) return 'halt';
     if (verdict.kind === 'refused') {
-      const waited = waitForUser(mark, verdict);
+      const waited = waitFor(mark, verdict);
       if (waited !== null) {
         settle(waited);
         return 'halt';
@@ -264,7 +273,7 @@ export async function deliverRecipient(
       return 'done';
     }
     if (call.beside !== null && mayBeBeside(verdict)) return track(row, true);
-    const waited = waitForUser(row, verdict);
+    const waited = waitFor(row, verdict);
     if (waited === null) return refuse(row, null, verdict) ? 'done' : 'halt';
     settle(waited);
     return 'halt';
@@ -308,11 +317,11 @@ export async function deliverRecipient(
   }
 }
 
-/** One more answer that the user is unknown; null where they have been waited for long enough. */
-function waitForUser(row: WaitingRow, { about }: Refused): Extract<Settlement, { kind: 'again' }> | null {
-  const unknowns = Math.floor(row.attempts / UNKNOWN_STEP);
-  const waitMs = about === 'unknown' ? UNKNOWN_WAITS_MS[unknowns] : undefined;
-  return waitMs === undefined ? null : { ...again(row, waitMs), attempts: (unknowns + 1) * UNKNOWN_STEP };
+/** One more answer that may be another in some minutes; null where that has been waited for long enough. */
+function waitFor(row: WaitingRow, { about }: Refused): Extract<Settlement, { kind: 'again' }> | null {
+  const waits = Math.floor(row.attempts / WAIT_STEP);
+  const waitMs = WAITED_FOR.has(about) ? WAITS_MS[waits] : undefined;
+  return waitMs === undefined ? null : { ...again(row, waitMs), attempts: (waits + 1) * WAIT_STEP };
 }
 
 /** Whether it may be the identifier beside the key that is refused: the key alone is tried then. */
@@ -320,9 +329,9 @@ const mayBeBeside = ({ about }: Refused): boolean => about === 'conflict' || abo
 
 /** One more failure. */
 function again({ id, version, attempts }: WaitingRow, waitMs: number | null): Extract<Settlement, { kind: 'again' }> {
-  const failures = Math.min(attempts % UNKNOWN_STEP, UNKNOWN_STEP - 2) + 1;
+  const failures = Math.min(attempts % WAIT_STEP, WAIT_STEP - 2) + 1;
   const afterMs = waitMs ?? backoffMs(failures, RETRY, Math.random());
-  return { kind: 'again', id, version, afterMs, attempts: attempts - (attempts % UNKNOWN_STEP) + failures };
+  return { kind: 'again', id, version, afterMs, attempts: attempts - (attempts % WAIT_STEP) + failures };
 }
 
 /** Smaller requests out of a refused one; null where it can't be taken apart further. */

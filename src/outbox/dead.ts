@@ -1,4 +1,5 @@
-import type { Client, Queryable } from '../db/connect.js';
+import { inTransaction, type Client, type Pool, type Queryable } from '../db/connect.js';
+import { lockDefinition } from '../db/locks.js';
 import { COLUMNS_TOGETHER, DUE_NOW, hashOf } from './queue.js';
 
 /**
@@ -39,27 +40,32 @@ export interface DeadGroup {
 export async function listDead(pool: Queryable, filter: DeadFilter): Promise<readonly DeadGroup[]> {
   const sample = `jsonb_build_object('recipient', x.recipient, 'field', x.field, 'event', x.event, 'answer', x.answer)`;
   const { rows } = await pool.query<DeadGroup>(
-    `select d.key as definition, t.name as destination, x.reason, count(*) as count, min(x.died_at) as oldest,
-       to_jsonb((array_agg(${sample} order by x.id))[1:3]) as samples
-     from ${FROM} where ${MATCHES} group by 1, 2, 3 order by count(*) desc, 1, 3`,
+    `select g.definition, g.destination, g.reason, g.count, g.oldest, s.samples
+     from (select d.key as definition, t.name as destination, x.reason, count(*) as count, min(x.died_at) as oldest,
+             d.id as definition_id, t.id as destination_id
+           from ${FROM} where ${MATCHES} group by d.id, t.id, x.reason) as g
+     cross join lateral (select jsonb_agg(sample order by id) as samples from (
+       select x.id, ${sample} as sample from dead_call as x
+       where x.definition_id = g.definition_id and x.destination_id = g.destination_id and x.reason = g.reason
+         and ($4::interval is null or x.died_at < now() - $4::interval)
+       order by x.id limit 3) as first) as s
+     order by g.count desc, 1, 3`,
     parameters(filter),
   );
   return rows;
 }
 
-/** Puts the dead calls that `condition` picks back into the outbox, at the end of the queue; returns how many. */
-async function revive(client: Client, condition: string, values: unknown[], byItself: 0 | 1): Promise<number> {
-  const picked = await client.query<{ id: number }>(
-    `select x.id from ${FROM} where ${condition} order by x.id for update of x`,
-    values,
-  );
-  const ids = picked.rows.map(({ id }) => id);
-  if (ids.length === 0) return 0;
+/** There may be very many: none of them is held in memory for long, and nobody waits long for their locks. */
+const MOST_TOGETHER = 5_000;
+
+/** Puts dead calls back into the outbox, at the end of the queue. */
+async function putBack(client: Client, ids: readonly number[], byItself: 0 | 1): Promise<void> {
   await client.query(
     `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, revived, successors)
      select 'm', x.destination_id, x.definition_id, 1, x.recipient, array_agg(x.field), bool_or(x.with_beside), max(x.retries) + $2,
        (select last.successors from dead_call as last where last.id = max(x.id))
      from dead_call as x where x.id = any($1) and x.kind = 'm' group by x.destination_id, x.definition_id, x.recipient
+     order by x.recipient
      on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
        columns = ${COLUMNS_TOGETHER},
        version = nextval('version'), due_at = ${DUE_NOW}, attempts = 0, revived = excluded.revived,
@@ -74,17 +80,73 @@ async function revive(client: Client, condition: string, values: unknown[], byIt
     [ids, byItself],
   );
   await client.query('delete from dead_call where id = any($1)', [ids]);
+}
+
+/**
+ * Takes the first of a definition's dead calls that `condition` picks; returns how many. Locks are taken in the order of
+ * whoever else writes here: the definition's, marks by recipient, dead calls.
+ */
+async function reviveSome(
+  client: Client,
+  definitionId: number,
+  { condition, values, byItself }: { condition: string; values: readonly unknown[]; byItself: 0 | 1 },
+): Promise<number> {
+  await lockDefinition(client, definitionId);
+  const picked = await client.query<{ id: number }>(
+    `select x.id from ${FROM} where x.definition_id = ${definitionId} and ${condition} order by x.id limit ${MOST_TOGETHER}`,
+    [...values],
+  );
+  const ids = picked.rows.map(({ id }) => id);
+  if (ids.length === 0) return 0;
+  await client.query(
+    `select from outbox where definition_id = $2 and kind = 'm' and (recipient, destination_id) in (
+       select recipient, destination_id from dead_call where id = any($1)) order by recipient, id for update`,
+    [ids, definitionId],
+  );
+  const locked = await client.query<{ id: number }>(
+    'select id from dead_call where id = any($1) order by id for update',
+    [ids],
+  );
+  await putBack(
+    client,
+    locked.rows.map(({ id }) => id),
+    byItself,
+  );
   return ids.length;
 }
 
+interface Revived {
+  count: number;
+  /** The keys of their definitions. */
+  definitions: readonly string[];
+}
+
+async function revive(pool: Pool, condition: string, values: readonly unknown[], byItself: 0 | 1): Promise<Revived> {
+  const found = await pool.query<{ id: number; key: string; last: number }>(
+    `select d.id, d.key, max(x.id) as last from ${FROM} where ${condition} group by d.id, d.key order by d.id`,
+    [...values],
+  );
+  let count = 0;
+  for (const { id, last } of found.rows) {
+    // What dies anew meanwhile is left dead.
+    const picks = { condition: `x.id <= ${last} and ${condition}`, values, byItself };
+    for (;;) {
+      const revived = await inTransaction(pool, (client) => reviveSome(client, id, picks));
+      count += revived;
+      if (revived < MOST_TOGETHER) break;
+    }
+  }
+  return { count, definitions: found.rows.map(({ key }) => key) };
+}
+
 /** Sends them again, to people whom the destination had forgotten, too: a person says so. */
-export async function retryDead(client: Client, filter: DeadFilter): Promise<number> {
-  await client.query(
+export async function retryDead(pool: Pool, filter: DeadFilter): Promise<Revived> {
+  await pool.query(
     `delete from forgotten_there as f using (select x.destination_id, x.recipient from ${FROM} where ${MATCHES}) as r
      where f.destination_id = r.destination_id and f.hash = ${hashOf('r.recipient')}`,
     parameters(filter),
   );
-  return revive(client, MATCHES, parameters(filter), 0);
+  return revive(pool, MATCHES, parameters(filter), 0);
 }
 
 export async function discardDead(pool: Queryable, filter: DeadFilter): Promise<number> {
@@ -98,7 +160,7 @@ export async function discardDead(pool: Queryable, filter: DeadFilter): Promise<
 const RETRIES = 5;
 
 /** Revives what was to be tried again by itself, and drops what has been dead for 90 days. */
-export async function tendDead(client: Client): Promise<void> {
-  await revive(client, `x.retry_at <= now() and x.retries < ${RETRIES}`, [], 1);
-  await client.query(`delete from dead_call where died_at < now() - interval '90 days'`);
+export async function tendDead(pool: Pool): Promise<void> {
+  await revive(pool, `x.retry_at <= now() and x.retries < ${RETRIES}`, [], 1);
+  await pool.query(`delete from dead_call where died_at < now() - interval '90 days'`);
 }

@@ -77,12 +77,12 @@ async function stage(
       `set local work_mem = '${limits.workMemMb}MB'; set local statement_timeout = ${limits.timeoutMs}`,
     );
     const columns = 'recipient, profile_id, beside, value, unsendable, rivals';
-    const rows = copyRows(
+    const rows = await copyRows(
       source,
       `select ${columns} from (${computedQuery(inputs, { grouped, counted: false })}) as c`,
     );
     const target = copyInto(session, `staging (${columns})`);
-    await pipeline(await rows, target);
+    await pipeline(rows, target);
     await source.query('commit');
     return target.rowCount;
   });

@@ -3,7 +3,8 @@ import { inTransaction } from '../db/connect.js';
 import type { State } from '../db/state.js';
 import { COLUMNS_TOGETHER } from '../outbox/queue.js';
 import { WAITS_FOR_A_PERSON } from '../outbox/reader.js';
-import { audienceColumns, lockDefinition, membershipEventId, membershipProperties } from './apply.js';
+import { lockDefinition } from '../db/locks.js';
+import { audienceColumns, membershipEventId, membershipProperties } from './apply.js';
 
 /**
  * First sync and backfill: a cursor over the snapshot, in the order of the recipients, that feeds marks (and events) into

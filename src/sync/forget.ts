@@ -2,7 +2,7 @@ import { recipientsMeant } from '../core/recipient.js';
 import { inTransaction, type Client } from '../db/connect.js';
 import type { State } from '../db/state.js';
 import { hashOf } from '../outbox/queue.js';
-import { lockDefinition } from './apply.js';
+import { lockDefinition } from '../db/locks.js';
 
 /**
  * Erases a person from every table, and remembers a keyed hash of each of their recipients so that they aren't queued

@@ -43,7 +43,7 @@ async function dropOldHistory(client: Client): Promise<void> {
 export async function tidyUp(state: State): Promise<void> {
   await prepareHistory(state);
   await inTransaction(state.pool, dropOldHistory);
-  await inTransaction(state.pool, tendDead);
+  await tendDead(state.pool);
   await state.pool.query(
     `delete from run where finished_at < now() - interval '90 days' and outcome <> 'held'
      and not exists (select from run as later where later.approves = run.id)`,

@@ -1,4 +1,5 @@
-import { applyDelta, lockDefinition } from './apply.js';
+import { lockDefinition } from '../db/locks.js';
+import { applyDelta } from './apply.js';
 import type { RunCounts } from './comparison.js';
 import { enterState, withRunSession } from './compute.js';
 import type { RunContext, RunResult } from './run.js';

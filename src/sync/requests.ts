@@ -4,7 +4,7 @@ import { isUnreachable } from '../db/failure.js';
 import type { RequestKind, State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
-import { discardDead, listDead, retryDead, type DeadFilter } from '../outbox/dead.js';
+import { discardDead, retryDead, type DeadFilter } from '../outbox/dead.js';
 import { beginBackfill } from './cursor.js';
 import { forget } from './forget.js';
 import { exitAll } from './removal.js';
@@ -289,10 +289,8 @@ async function carryOut(deps: RequestDeps, row: RequestRow, save: Save): Promise
       return reject(deps, row.arguments as RequestArguments['reject']);
     case 'retry': {
       const filter = row.arguments as RequestArguments['retry'];
-      const groups = await listDead(state.pool, filter);
-      const count = await inTransaction(state.pool, (client) => retryDead(client, filter));
+      const { count, definitions } = await retryDead(state.pool, filter);
       deps.nudge();
-      const definitions = [...new Set(groups.map(({ definition }) => definition))];
       return { definitions, upTo: await lastVersion(state), runs: [], count };
     }
     case 'discard':

@@ -6,7 +6,8 @@ import { withClient, type Client } from '../db/connect.js';
 import { databaseFailure, isUnreachable } from '../db/failure.js';
 import type { RunOutcome, RunTrigger } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
-import { applyDelta, lockDefinition, lockFields, type Applied } from './apply.js';
+import { lockDefinition, lockFields } from '../db/locks.js';
+import { applyDelta, type Applied } from './apply.js';
 import {
   compare,
   leaveOutForgotten,

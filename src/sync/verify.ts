@@ -132,7 +132,10 @@ async function readExpected(
        when 'audience' then case when dd.identify then array[d.key] else '{}' end
          || case when dd.list_id is not null then array['${LIST}'] else '{}' end
        else array(select jsonb_object_keys(d.fields)) end) as c(field)
-     where d.id = any($2)
+     -- Of a trait, what was certainly sent: a field that wasn't may have come from elsewhere.
+     where d.id = any($2) and (d.kind = 'audience' or s.value ? c.field or (s.recipient is null
+       and (select count(*) from jsonb_object_keys(d.fields)) = 1
+       and exists (select from transition as t where t.recipient = r.recipient and t.definition_id = d.id and t.kind = 'x')))
      order by r.recipient, d.key`,
     [recipients, pairs.map(({ definition_id }) => definition_id), pairs[0]?.destination_id ?? 0],
   );

@@ -1,4 +1,4 @@
-import { lockDefinition } from '../../src/sync/apply.js';
+import { lockDefinition } from '../../src/db/locks.js';
 import type { Client, Pool } from '../../src/db/connect.js';
 
 /** Holds the lock of the one definition that there is, in a transaction of its own, so that a run waits before it applies. */

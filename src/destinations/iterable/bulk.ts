@@ -1,7 +1,7 @@
 import type { BatchVerdict, Refusal, Verdict } from '../../core/verdict.js';
 import { readObject, scrubAnswer } from '../answer.js';
 import type { Answer, Item } from '../carrier.js';
-import { DISALLOWED, judgeAnswer } from './verdict.js';
+import { DISALLOWED, hasFailed, judgeAnswer } from './verdict.js';
 
 /**
  * What the answer to a bulk request says of each of its calls (https://api.iterable.com/api/docs, BulkUserUpdateResponse
@@ -93,13 +93,11 @@ function judgeEach(
 export function judgeBulk(answer: Answer, items: readonly Item[], now: number, isLeft = false): BatchVerdict {
   const verdict = judgeAnswer(answer, [...new Set(items.flatMap(({ fields }) => fields))], now);
   const again: Verdict = { kind: 'again', waitMs: null, late: false };
+  if (hasFailed(answer, verdict)) return { kind: 'failed', verdict };
   switch (verdict.kind) {
     case 'refused':
       return { kind: 'divide', verdict, field: verdict.field };
     case 'again':
-      return answer.kind === 'answered' && answer.status >= 400
-        ? { kind: 'failed', verdict }
-        : { kind: 'whole', verdict };
     case 'slower':
     case 'gone':
     case 'stop':

@@ -7,14 +7,17 @@ import type { Answer, Read } from '../carrier.js';
  * an error. Codes: https://api.iterable.com/api/docs (components, IterableApiResponse). An error's body may be JSON, HTML
  * or plain text.
  */
-/** What each code of a refusal concerns; a code that isn't here concerns the content. */
+/** What each code of a refusal concerns; a code that isn't here concerns the content, and under 409 a conflict. */
 const ABOUT: Readonly<Record<string, Refusal>> = {
+  DatabaseError: 'trouble',
   EmailAlreadyExists: 'conflict',
   ExternalKeyConflict: 'conflict',
   UserIdAlreadyExists: 'conflict',
   ForgottenUserError: 'person',
+  GenericError: 'trouble',
   InvalidEmailAddressError: 'person',
   InvalidUserIdError: 'person',
+  QueueEmailError: 'trouble',
   UnknownEmailError: 'unknown',
   UnknownUserIdError: 'unknown',
 };
@@ -26,8 +29,6 @@ const CREDENTIALS = new Set([
   'JwtUserIdentifiersMismatched',
   'Unauthorized',
 ]);
-/** Iterable's own trouble, under whatever status. */
-const PASSING = new Set(['DatabaseError', 'GenericError', 'QueueEmailError']);
 
 interface Body {
   code: string | null;
@@ -89,6 +90,8 @@ export function judgeAnswer(answer: Answer, fields: readonly string[], now: numb
       reason: `Iterable refused the API key (HTTP ${status}${code === null ? '' : `, ${code}`}).`,
     };
   }
+  // A gateway that has given up waiting says nothing of what it waited for.
+  if (status === 504) return { kind: 'again', waitMs: LATE_MS, late: true };
   if (status >= 500 || status === 408) {
     return { kind: 'again', waitMs: readRetryAfter(retryAfter, now), late: false };
   }
@@ -104,11 +107,8 @@ export function judgeAnswer(answer: Answer, fields: readonly string[], now: numb
     return { kind: 'stop', reason: `Iterable refused the API key (HTTP ${status}, ${code}).` };
   }
   if (code === 'RateLimitExceeded') return { kind: 'slower', waitMs: waitOf(body, retryAfter, now) };
-  if (code !== null && PASSING.has(code)) {
-    return { kind: 'again', waitMs: readRetryAfter(retryAfter, now), late: false };
-  }
   const field = body === null ? null : namedField(body, fields);
-  return refused(ABOUT[code ?? ''] ?? 'content', code ?? `HTTP ${status}`, field);
+  return refused(ABOUT[code ?? ''] ?? (status === 409 ? 'conflict' : 'content'), code ?? `HTTP ${status}`, field);
 }
 
 /** Whether a user who was asked for is there: an unknown one is answered with an empty object. */
@@ -133,10 +133,15 @@ export function judgeUser(answer: Answer, now: number): BatchVerdict<Verdict | R
 
 const each = <R>(verdict: R): BatchVerdict<R> => ({ kind: 'each', verdicts: [verdict], dropped: [] });
 
+/** Whether the destination failed at a request, by its own word: it can be sent once more, or in parts. */
+export const hasFailed = (answer: Answer, verdict: Verdict): boolean =>
+  answer.kind === 'answered' &&
+  answer.status >= 400 &&
+  ((verdict.kind === 'again' && !verdict.late) || (verdict.kind === 'refused' && verdict.about === 'trouble'));
+
 /** The verdict on a request that carries a single call. */
 export function judgeOne(answer: Answer, verdict: Verdict): BatchVerdict {
-  if (verdict.kind === 'again' && answer.kind === 'answered' && answer.status >= 400)
-    return { kind: 'failed', verdict };
+  if (hasFailed(answer, verdict)) return { kind: 'failed', verdict };
   return verdict.kind === 'refused' || verdict.kind === 'acknowledged' ? each(verdict) : { kind: 'whole', verdict };
 }
 

@@ -32,6 +32,7 @@ export function judgeSegment(answer: Answer, _: readonly Item[], now: number): B
   const waitMs = readRetryAfter(retryAfter, now);
   if (status >= 200 && status < 300) return { kind: 'whole', verdict: { kind: 'acknowledged' } };
   if (status === 429) return { kind: 'whole', verdict: { kind: 'slower', waitMs } };
+  if (status === 504) return { kind: 'whole', verdict: again(LATE_MS, true) };
   if (status >= 500 || status === 408) return { kind: 'failed', verdict: again(waitMs) };
   if (status < 400 || status === 401 || status === 403 || status === 404) {
     const what =
