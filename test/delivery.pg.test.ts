@@ -436,6 +436,25 @@ describe('a destination', () => {
     expect(field('u1', 'vip')).toBe('false');
   });
 
+  it('is told of everybody though somebody else is writing to one of them, who is written down a little later', async () => {
+    await begin({ audiences: [{ ...VIP, send: 'both' }] });
+    await harness.sync();
+    await whilePaused(async () => {
+      await harness.sql('update people set vip = false');
+      await harness.sync();
+    });
+    const writer = await harness.database.pool.connect();
+    await writer.query(`begin; select from personas.outbox where recipient = 'u:u1' and kind = 'm' for update`);
+    const syncing = harness.sync();
+    const left = async (): Promise<unknown> => harness.state('select distinct recipient from outbox');
+    await expect.poll(left, { timeout: 10_000 }).toEqual([{ recipient: 'u:u1' }]);
+    expect(field('u1', 'vip')).toBe('false');
+    await writer.query('commit');
+    writer.release();
+    expect((await syncing).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect(harness.simulator.requests().filter(({ body }) => body.includes('"u1"'))).toHaveLength(4);
+  });
+
   it('that has trouble of its own with a call gets it after one, two and five minutes, and then it is dead until the next day', async () => {
     await begin({ audiences: [{ ...VIP, send: 'both' }] });
     const trouble = { status: 400, body: { code: 'GenericError', msg: 'no', params: null } };

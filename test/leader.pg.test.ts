@@ -279,15 +279,15 @@ describe('a leader', () => {
     await harness.sync();
     expect(harness.simulator.user('u1')?.fields['vip']).toBe('false');
 
-    // A settlement, which waits for a row that somebody else has locked.
+    // A settlement, which waits for a table that somebody else has locked.
     await harness.state(`update destination set state = 'paused'`);
     await harness.sql('update people set vip = false where id = 2');
     await harness.sync();
     const locker = await harness.database.pool.connect();
-    await locker.query('begin; select from personas.outbox for update');
+    await locker.query('begin; lock table personas.dead_call in access exclusive mode');
     await harness.state(`update destination set state = 'active'`);
     await expect
-      .poll(() => terminate(`wait_event_type = 'Lock' and query like '%from outbox where id = any%'`), SOON)
+      .poll(() => terminate(`wait_event_type = 'Lock' and query like '%delete from outbox as o using sent%'`), SOON)
       .toBe(1);
     await locker.query('rollback');
     locker.release();

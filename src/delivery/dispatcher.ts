@@ -131,8 +131,9 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
 
   const writer = createWriter({
     commit: async (settlements) => {
-      await settle(state, leader, settlements);
+      const left = await settle(state, leader, settlements);
       isDatabaseAway = false;
+      return left;
     },
     // One more try tells whether another leads by now: then what was under way has to be sent anew.
     givesUp: (error, failures) => error instanceof LeaseLostError || (stopping && failures > 1),

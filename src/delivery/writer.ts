@@ -14,8 +14,8 @@ export interface Writer {
 }
 
 export interface WriterOptions {
-  /** All or nothing; may be repeated. */
-  commit: (settlements: readonly Settlement[]) => Promise<void>;
+  /** All or nothing, but for those that it returns: they can't be written yet. May be repeated. */
+  commit: (settlements: readonly Settlement[]) => Promise<ReadonlySet<Settlement>>;
   /** Whether what has failed so often is given up rather than repeated. */
   givesUp: (error: unknown, failures: number) => boolean;
   onFailure: (error: unknown) => void;
@@ -24,6 +24,7 @@ export interface WriterOptions {
 const GATHER_MS = 15;
 const MOST = 1_000;
 const AGAIN_AFTER_MS = 500;
+const LATER_MS = 50;
 
 interface Entry {
   settlement: Settlement;
@@ -41,11 +42,19 @@ export function createWriter({ commit, givesUp, onFailure }: WriterOptions): Wri
   let timer: NodeJS.Timeout | null = null;
   let writing: Promise<void> = Promise.resolve();
 
+  /** Before whatever comes after them. */
+  const writeLater = (entries: readonly Entry[]): void => {
+    gathered.unshift(...entries);
+    if (timer !== null) clearTimeout(timer);
+    timer = setTimeout(flush, LATER_MS);
+  };
+
   const writeAll = async (entries: readonly Entry[]): Promise<void> => {
     for (let failures = 1; ; failures += 1) {
       try {
-        await commit(entries.map(({ settlement }) => settlement));
-        for (const { resolve } of entries) resolve();
+        const left = await commit(entries.map(({ settlement }) => settlement));
+        for (const { settlement, resolve } of entries) if (!left.has(settlement)) resolve();
+        if (left.size > 0) writeLater(entries.filter(({ settlement }) => left.has(settlement)));
         return;
       } catch (error) {
         if (givesUp(error, failures) || (!mayPass(error) && entries.length === 1)) {
@@ -61,13 +70,13 @@ export function createWriter({ commit, givesUp, onFailure }: WriterOptions): Wri
     for (const entry of entries) await writeAll([entry]);
   };
 
-  const flush = (): void => {
+  function flush(): void {
     if (timer !== null) clearTimeout(timer);
     timer = null;
     const entries = gathered;
     gathered = [];
     writing = writing.then(() => writeAll(entries));
-  };
+  }
 
   return {
     write: (settlement) =>

@@ -161,18 +161,28 @@ async function postpone(client: Client, rows: readonly Extract<Settlement, { kin
 }
 
 /**
- * Writes what became of some calls of one destination, in one transaction; may be repeated. Throws a LeaseLostError, with
- * nothing written, if another leads.
+ * Writes what became of some calls of one destination, in one transaction; may be repeated. Returns the settlements of
+ * rows that somebody else is writing to, of which nothing was written. Throws a LeaseLostError, with nothing written, if
+ * another leads.
  *
- * The rows are locked first, in the order in which a run raises its marks: neither waits for the other in a circle, and
- * the versions that are compared below can't change any more.
+ * The rows are locked first, so that the versions that are compared below can't change any more. None is waited for: a
+ * run that changes very many people takes a while, and may have locked what others don't know of.
  */
-export async function settle(state: State, leader: string, settlements: readonly Settlement[]): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
+export async function settle(
+  state: State,
+  leader: string,
+  all: readonly Settlement[],
+): Promise<ReadonlySet<Settlement>> {
+  return inTransaction(state.pool, async (client) => {
     await fence(client, leader);
-    await client.query('select from outbox where id = any($1) order by recipient, id for update', [
-      settlements.map(({ id }) => id),
-    ]);
+    const busy = await client.query<{ id: number }>(
+      `with locked as materialized (select id from outbox where id = any($1) order by recipient, id for update skip locked)
+       select o.id from outbox as o where o.id = any($1) and not exists (select from locked where locked.id = o.id)`,
+      [all.map(({ id }) => id)],
+    );
+    const taken = new Set(busy.rows.map(({ id }) => id));
+    const left = new Set(all.filter(({ id }) => taken.has(id)));
+    const settlements = all.filter((settlement) => !left.has(settlement));
     for (const settlement of settlements) if (settlement.kind === 'refused') await bury(client, settlement);
     const again = settlements.filter((settlement) => settlement.kind === 'again');
     if (again.length > 0) await postpone(client, again);
@@ -182,6 +192,7 @@ export async function settle(state: State, leader: string, settlements: readonly
     }
     const whole = acknowledged.filter(({ columns }) => columns === null);
     if (whole.length > 0) await acknowledge(client, whole);
+    return left;
   });
 }
 
