@@ -10,7 +10,7 @@ import type { Logger } from './lib/logger.js';
 import { until } from './lib/until.js';
 import { Secret } from './lib/secret.js';
 import type { Databases } from './sync/compute.js';
-import { feedCursors } from './sync/cursor.js';
+import { createFeeder } from './sync/cursor.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
 import { register } from './sync/registry.js';
 import { ALL_REQUESTS, QUIET_REQUESTS, startRequests } from './sync/requests.js';
@@ -236,9 +236,10 @@ export async function lead(
     });
     stops.push(() => scheduler.stop());
     if (delivers) {
+      const feed = createFeeder(state);
       stops.push(
         startLoop('Feeding the outbox', FEED_EVERY_MS, log, async () => {
-          while ((await feedCursors(state)) > 0) deliveries.nudge();
+          for (let fed = await feed(); fed.count > 0; fed = await feed()) deliveries.nudge(fed.lowestId);
         }),
       );
       stops.push(startLoop('Telling how deliveries go', REPORT_EVERY_MS, log, deliveries.report));

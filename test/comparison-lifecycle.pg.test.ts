@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from 'vitest';
-import { feedCursors } from '../src/sync/cursor.js';
+import { createFeeder } from '../src/sync/cursor.js';
 import { createHarness, type Definitions, type Harness } from './support/harness.js';
 
 /** A definition whose text changes, which is removed, comes back, is switched off and on. */
@@ -107,7 +107,7 @@ describe('a definition', () => {
       await configure({ audiences: without });
       await harness.state(`update destination set state = 'active'`);
       await harness.sync();
-      expect(await feedCursors(harness.opened.databases.state)).toBe(0);
+      expect((await createFeeder(harness.opened.databases.state)()).count).toBe(0);
       expect(requests()).toEqual([]);
 
       await configure({ audiences: [VIP, OTHER] });

@@ -3,7 +3,7 @@ import { afterEach, expect, it } from 'vitest';
 import { lead, type Leadership } from '../src/daemon.js';
 import { tryLead } from '../src/db/lease.js';
 import { startSimulator, type Simulator } from '../src/demo/simulator/server.js';
-import { feedCursors } from '../src/sync/cursor.js';
+import { createFeeder } from '../src/sync/cursor.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
@@ -60,7 +60,8 @@ async function sync(): Promise<void> {
   });
 }
 
-const feed = (chunk?: number): Promise<number> => feedCursors(harness.opened.databases.state, chunk);
+const feed = async (chunk?: number): Promise<number> =>
+  (await createFeeder(harness.opened.databases.state, chunk)()).count;
 
 const TABLES = `
   create table people (id int primary key, email text, vip boolean not null default true, spent int);

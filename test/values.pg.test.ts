@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { parseRaw, type RawJson } from '../src/demo/simulator/json.js';
 import { lead, type Leadership } from '../src/daemon.js';
 import { tryLead } from '../src/db/lease.js';
-import { feedCursors } from '../src/sync/cursor.js';
+import { createFeeder } from '../src/sync/cursor.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
 import { createHarness, type Definitions, type Harness, type HarnessOptions } from './support/harness.js';
 import { until } from './support/until.js';
@@ -54,7 +54,8 @@ async function sync(): Promise<Ran[]> {
       return { definition: definition.key, outcome: result?.outcome, error: result?.error, ...result?.counts };
     }),
   );
-  while ((await feedCursors(databases.state)) > 0);
+  const feed = createFeeder(databases.state);
+  while ((await feed()).count > 0);
   await until(async () => {
     for (const { dispatcher } of leadership.deliveries()) dispatcher.nudge();
     const due = await harness.state(

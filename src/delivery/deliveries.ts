@@ -11,7 +11,8 @@ import { createMemory, type Memory } from './outlet.js';
 export interface Deliveries {
   /** Has these destinations sent to; nothing happens where `description` is that of those that are. */
   replace: (destinations: readonly Reachable[], description: string) => Promise<void>;
-  nudge: () => void;
+  /** Something may have come into the outbox, with this id or a higher one; left out: any. */
+  nudge: (lowestId?: number) => void;
   all: () => readonly { id: number; name: string; dispatcher: Dispatcher }[];
   /** Writes down how the deliveries go, for whoever looks at the tables. */
   report: () => Promise<void>;
@@ -108,8 +109,8 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
 
   return {
     replace: (destinations, description) => (replacing = replace(destinations, description)),
-    nudge: () => {
-      for (const { dispatcher } of running) dispatcher.nudge();
+    nudge: (lowestId) => {
+      for (const { dispatcher } of running) dispatcher.nudge(lowestId);
     },
     all: () => running,
     report: async () => {

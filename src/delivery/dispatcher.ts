@@ -13,7 +13,7 @@ import {
   stopDestination,
   type Settlement,
 } from '../outbox/settle.js';
-import { isMoreWaiting, liveOnly, readQueue, START, type QueueRead, type Ways } from '../outbox/reader.js';
+import { goBack, isMoreWaiting, liveOnly, readQueue, START, type QueueRead, type Ways } from '../outbox/reader.js';
 import type { LaneFigures } from './lane.js';
 import { createMeter } from './meter.js';
 import { createOutlet, type Memory, type Outlet } from './outlet.js';
@@ -28,14 +28,15 @@ import { createWriter } from './writer.js';
  * rows are read until all that became of them has been written, and for a while longer where a request may still be
  * applied: so nothing is in flight twice at once.
  *
- * The queue is read on from where it was left, every quarter of a second at least. Reading begins anew when somebody
- * says that there is something new, when something comes to be sendable that was passed over, and every ten seconds.
+ * The queue is read on from where it was left, every quarter of a second at least. Reading goes back when somebody says
+ * that there is something new, and begins anew when something comes to be sendable that was passed over, and every ten
+ * seconds.
  *
  * While many recipients wait, users and events go in bulk; how many are under way at once follows.
  */
 export interface Dispatcher {
-  /** Something may have come into the outbox. */
-  nudge: () => void;
+  /** Something may have come into the outbox, with this id or a higher one; left out: any. */
+  nudge: (lowestId?: number) => void;
   /** Takes nothing new, waits for what is under way. */
   stop: () => Promise<void>;
   lanes: () => readonly LaneFigures[];
@@ -78,6 +79,8 @@ const MOST_LIVE = 500;
 const SOON_MS = 10;
 const LOOK_EVERY_MS = 250;
 const REREAD_EVERY_MS = 10_000;
+/** Higher than any id. */
+const NOTHING = Infinity;
 const AFTER_ERROR = { firstMs: 1_000, longestMs: 10_000 };
 /** How long a recipient rests whose delivery broke off for a reason that nobody has thought of. */
 const AFTER_BUG_MS = 60_000;
@@ -87,8 +90,8 @@ const LATE_MS = 60_000;
 interface UnderWay {
   /** The versions of the rows that were loaded. */
   loaded: ReadonlySet<number>;
-  /** Something else was seen in the queue meanwhile. */
-  hasMore: boolean;
+  /** The lowest id of what else was seen in the queue meanwhile. */
+  moreFrom: number;
   /** When its rest is over, by the monotonic clock; 0 while requests are made. */
   restsUntil: number;
 }
@@ -121,11 +124,13 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   let readSince = -Infinity;
   let countedAt = -Infinity;
   let liveReadAt = -Infinity;
-  let isNew = true;
-  /** Something that is due was given back, by a lane that was full or closed. */
-  let isLeft = false;
-  const readAnew = (): void => {
-    isNew = true;
+  /** The lowest id of something new; 0 where that may be any. */
+  let newFrom = 0;
+  /** The same of what is due and was given back, by a lane that was full or closed: that is looked at a little later. */
+  let leftFrom = NOTHING;
+  let leftReadAt = -Infinity;
+  const readFrom = (lowestId: number): void => {
+    newFrom = Math.min(newFrom, lowestId);
     signal.notify();
   };
 
@@ -214,39 +219,40 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       await Promise.allSettled(written);
       if (error instanceof LeaseLostError) await yieldTo(recipient, rows, sent);
       else if (!stopping) throw error;
-      return { lookAgain: true, restMs: AFTER_BUG_MS };
+      return { lookAgain: 'own', restMs: AFTER_BUG_MS };
     }
   };
 
-  const release = (recipient: string, lookAgain: boolean): void => {
-    const hasMore = underWay.get(recipient)?.hasMore === true;
+  const release = (recipient: string, lowestLeft: number): void => {
+    const moreFrom = underWay.get(recipient)?.moreFrom ?? NOTHING;
     underWay.delete(recipient);
-    if (hasMore) readAnew();
-    if (lookAgain) isLeft = true;
+    if (moreFrom < NOTHING) readFrom(moreFrom);
+    leftFrom = Math.min(leftFrom, lowestLeft);
   };
 
   const handle = async (recipient: string, rows: readonly WaitingRow[]): Promise<void> => {
     const { lookAgain, restMs } = await deliver(recipient, rows).catch((error: unknown): Delivered => {
       log.failure('A delivery broke off; its calls stay in the outbox', error, destination);
-      return { lookAgain: true, restMs: AFTER_BUG_MS };
+      return { lookAgain: 'own', restMs: AFTER_BUG_MS };
     });
     if (restMs === 0) {
-      release(recipient, lookAgain);
+      const lowestLeft = { no: NOTHING, own: Math.min(...rows.map(({ id }) => id)), any: 0 }[lookAgain];
+      release(recipient, lowestLeft);
       return;
     }
-    underWay.set(recipient, { loaded: new Set(), hasMore: true, restsUntil: performance.now() + restMs });
-    setTimeout(() => release(recipient, true), restMs).unref();
+    underWay.set(recipient, { loaded: new Set(), moreFrom: 0, restsUntil: performance.now() + restMs });
+    setTimeout(() => release(recipient, 0), restMs).unref();
   };
 
   /** Takes recipients of whom nothing is under way, as they wait now. */
   const take = async (seen: QueueRead['rows']): Promise<void> => {
     const recipients = new Set<string>();
     const resting = new Map<string, number>();
-    for (const { recipient, version } of seen) {
+    for (const { id, recipient, version } of seen) {
       const known = underWay.get(recipient);
       if (known === undefined) recipients.add(recipient);
       else if (known.restsUntil > 0) resting.set(recipient, Math.max(0, known.restsUntil - performance.now()));
-      else if (!known.loaded.has(version)) known.hasMore = true;
+      else if (!known.loaded.has(version)) known.moreFrom = Math.min(known.moreFrom, id);
     }
     if (resting.size > 0) {
       await holdBack(
@@ -260,8 +266,9 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     for (const recipient of recipients) {
       const rows = waiting.get(recipient) ?? [];
       const loaded = new Set(rows.map(({ version }) => version));
-      const hasMore = rows.filter(({ kind }) => kind === 'e').length >= MOST_EVENTS;
-      underWay.set(recipient, { loaded, hasMore, restsUntil: 0 });
+      const events = rows.filter(({ kind }) => kind === 'e');
+      const moreFrom = events.length >= MOST_EVENTS ? (events[0]?.id ?? 0) : NOTHING;
+      underWay.set(recipient, { loaded, moreFrom, restsUntil: 0 });
     }
     slots.run([...recipients].map((recipient) => () => handle(recipient, waiting.get(recipient) ?? [])));
   };
@@ -300,7 +307,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const takeLive = async (ways: Ways): Promise<void> => {
     if (slots.spare() === 0 || performance.now() - liveReadAt < LIVE_EVERY_MS) return;
     liveReadAt = performance.now();
-    const from = liveOnly(isNew ? START : position);
+    const from = liveOnly(goBack(position, newFrom));
     const read = await readQueue(state.pool, destinationId, { position: from, ways, limit: MOST_LIVE });
     await take(read.rows.filter(({ recipient }) => !underWay.has(recipient)).slice(0, slots.spare()));
   };
@@ -320,24 +327,25 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     }
 
     const opened = (['marks', 'lists', 'events', 'asks'] as const).some((way) => ways[way] && !waysRead[way]);
-    const age = performance.now() - readSince;
-    if (isNew || opened || (isLeft && age > LOOK_EVERY_MS) || age > REREAD_EVERY_MS) {
-      position = START;
-      readSince = performance.now();
-      [isNew, isLeft] = [false, false];
-    }
+    const now = performance.now();
+    const isLeftDue = leftFrom < NOTHING && now - leftReadAt > LOOK_EVERY_MS;
+    const isAll = opened || now - readSince > REREAD_EVERY_MS;
+    position = goBack(position, isAll ? 0 : Math.min(newFrom, isLeftDue ? leftFrom : NOTHING));
+    if (position === START) readSince = now;
+    if (isLeftDue || isAll) [leftFrom, leftReadAt] = [NOTHING, now];
+    newFrom = NOTHING;
     waysRead = ways;
     const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), Math.max(1, outlet.room()));
     const read = await readQueue(state.pool, destinationId, { position, ways, limit });
     if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
-      isNew = true;
+      newFrom = 0;
     [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
     stops.heed(paused);
     if (!(await choosePipeline(!read.isEnd, ways))) return false;
     position = read.position;
     await take(read.rows);
     isDatabaseAway = false;
-    return !read.isEnd || isNew;
+    return !read.isEnd || newFrom < NOTHING;
   };
 
   const loop = async (): Promise<void> => {
@@ -347,7 +355,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
         errors = 0;
         if (!isMore) await signal.wait(LOOK_EVERY_MS);
       } catch (error) {
-        isNew = true;
+        newFrom = 0;
         if (error instanceof LeaseLostError) {
           await signal.wait(LOOK_EVERY_MS);
           continue;
@@ -362,7 +370,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const looping = loop();
 
   return {
-    nudge: readAnew,
+    nudge: (lowestId = 0) => readFrom(lowestId),
     stop: async () => {
       stopping = true;
       signal.notify();

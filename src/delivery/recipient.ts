@@ -31,8 +31,8 @@ export interface Desk {
 }
 
 export interface Delivered {
-  /** Something that is due was not sent, or something else has come to be ready. */
-  lookAgain: boolean;
+  /** Whether something of these calls that is due was not sent, or any other has come to be ready. */
+  lookAgain: 'no' | 'own' | 'any';
   /** For so long nothing more may be sent: a request that went unanswered may still be applied. */
   restMs: number;
 }
@@ -107,7 +107,7 @@ export async function deliverRecipient(
   waiting: readonly WaitingRow[],
 ): Promise<Delivered> {
   const { outlet, settle } = desk;
-  const delivered: Delivered = { lookAgain: false, restMs: 0 };
+  const delivered: Delivered = { lookAgain: 'no', restMs: 0 };
   const isUrgent = waiting.some(({ priority }) => priority < 2);
 
   const acknowledge = (row: WaitingRow, columns: readonly string[] | null = null): void => {
@@ -121,7 +121,7 @@ export async function deliverRecipient(
     const { about, reason, answer } = verdict;
     // What is wrong with a definition shows in all of its calls: they needn't all die of it.
     if (about === 'content' && !desk.refused(row, reason)) {
-      delivered.lookAgain = true;
+      delivered.lookAgain = 'own';
       return false;
     }
     const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
@@ -145,11 +145,11 @@ export async function deliverRecipient(
         return null;
       case 'stop':
         desk.stop(verdict.reason);
-        delivered.lookAgain = true;
+        delivered.lookAgain = 'own';
         return null;
       case 'slower':
       case undefined:
-        delivered.lookAgain = true;
+        delivered.lookAgain = 'own';
         return null;
     }
   };
@@ -240,7 +240,7 @@ export async function deliverRecipient(
       const accepted = ended.filter(([, state]) => state === 'acknowledged').map(([name]) => name);
       // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
       if (accepted.length > 0) acknowledge(mark, ended.length === columns.size ? null : accepted);
-      if (ended.length === columns.size && mark.hasFollowers) delivered.lookAgain = true;
+      if (ended.length === columns.size && mark.hasFollowers) delivered.lookAgain = 'any';
     }
     return outcome;
   };

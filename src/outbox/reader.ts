@@ -13,7 +13,7 @@ export interface Ways {
 /**
  * How far the queue has been read: what is new by priority, what has waited for its time by that time. Only a hint:
  * transactions commit out of order, and what was passed over may have come to be ready, so that the reader goes back to
- * the start now and then, and whenever it hears of something new.
+ * the start now and then, and to the lowest id of which it hears that it is new.
  */
 export interface Position {
   new: readonly [number, number, number];
@@ -21,6 +21,12 @@ export interface Position {
 }
 
 export const START: Position = { new: [0, 0, 0], waited: { dueAt: '-infinity', id: 0 } };
+
+/** Back to what has the id `from`, or to the start where that may be any. */
+export const goBack = (position: Position, from: number): Position => {
+  const [live, scheduled, backfill] = position.new.map((id) => Math.min(id, from - 1));
+  return from <= 0 ? START : { ...position, new: [live ?? 0, scheduled ?? 0, backfill ?? 0] };
+};
 
 /** Of what is behind `position`, the live calls alone. */
 export const liveOnly = ({ new: [live] }: Position): Position => ({
@@ -36,7 +42,7 @@ export interface QueueRead {
   /** Which definitions are paused, or stopped here. */
   paused: readonly number[];
   /** Calls that may be sent; a recipient may come twice. */
-  rows: readonly { version: number; recipient: string }[];
+  rows: readonly { id: number; version: number; recipient: string }[];
   /** Whether that was all. */
   isEnd: boolean;
   position: Position;

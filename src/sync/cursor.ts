@@ -15,6 +15,8 @@ import { audienceColumns, membershipEventId, membershipProperties } from './appl
 const CHUNK = 2_500;
 /** No more of a destination's outbox is filled with what a cursor has fed. */
 const WAITING_AT_MOST = 50_000;
+/** Whatever has come to wait again below the first row is counted after this time. */
+const COUNTED_ANEW_MS = 10_000;
 
 interface Cursor {
   definition_id: number;
@@ -44,18 +46,31 @@ async function readCursors(state: State): Promise<readonly Cursor[]> {
   return rows;
 }
 
-/** What waits for a person takes up no room: it could fill all of it. */
-async function hasRoom(state: State, destinationId: number, priority: number): Promise<boolean> {
-  const { rows } = await state.pool.query<{ waiting: number }>(
-    `select count(*) as waiting from (select from outbox as o where o.destination_id = $1 and o.priority = $2
-       and o.definition_id <> all (${WAITS_FOR_A_PERSON}) limit $3) as w`,
-    [destinationId, priority, WAITING_AT_MOST],
-  );
-  return (rows[0]?.waiting ?? 0) <= WAITING_AT_MOST - CHUNK;
+/**
+ * Counts what a destination's outbox holds, from the first row that waited when it was last counted: before it may be very
+ * many that are dead. What waits for a person takes up no room, since it could fill all of it.
+ */
+function createRoom(state: State): (destinationId: number, priority: number) => Promise<boolean> {
+  const floors = new Map<string, { id: number; until: number }>();
+  return async (destinationId, priority) => {
+    const name = `${destinationId} ${priority}`;
+    const known = floors.get(name);
+    const floor = known !== undefined && known.until > performance.now() ? known : { id: 0, until: 0 };
+    const { rows } = await state.pool.query<{ waiting: number; lowest: number | null }>(
+      `select count(*) as waiting, min(id) as lowest from (select o.id from outbox as o
+         where o.destination_id = $1 and o.priority = $2 and o.id >= $4 and o.definition_id <> all (${WAITS_FOR_A_PERSON})
+         order by o.id limit $3) as w`,
+      [destinationId, priority, WAITING_AT_MOST, floor.id],
+    );
+    const { waiting = 0, lowest = null } = rows[0] ?? {};
+    const until = floor.id === 0 ? performance.now() + COUNTED_ANEW_MS : floor.until;
+    floors.set(name, { id: lowest ?? floor.id, until });
+    return waiting <= WAITING_AT_MOST - CHUNK;
+  };
 }
 
-/** Feeds one chunk; whether the cursor goes on. */
-async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<boolean> {
+/** Feeds one chunk; gives the lowest id of what it has put into the outbox. */
+async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<number> {
   const { definition_id, destination_id, kind, key, name, computation_id } = cursor;
   await lockDefinition(client, definition_id);
   // Read again under the lock: a run or a person may have ended it.
@@ -65,7 +80,15 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
     [definition_id, destination_id, cursor.backfill],
   );
   const row = current.rows[0];
-  if (row === undefined) return false;
+  if (row === undefined) return Infinity;
+  let lowest = Infinity;
+  const put = async (statement: string, values: unknown[]): Promise<void> => {
+    const { rows } = await client.query<{ lowest: number | null }>(
+      `with put as (${statement} returning id) select min(id) as lowest from put`,
+      values,
+    );
+    lowest = Math.min(lowest, rows[0]?.lowest ?? Infinity);
+  };
   const chunk = `select s.*, dd.backfill_until as until from snapshot as s
     join definition_destination as dd on dd.definition_id = s.definition_id and dd.destination_id = ${destination_id}
     where s.definition_id = ${definition_id} and not s.kept and s.recipient > $1 order by s.recipient limit ${size}`;
@@ -76,7 +99,7 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
       kind === 'audience'
         ? audienceColumns('dd', 'd.key')
         : '(select array_agg(k) from jsonb_object_keys(c.value) as k where d.fields ? k)';
-    await client.query(
+    await put(
       `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside)
        select 'm', ${destination_id}, ${definition_id}, ${cursor.priority}, c.recipient, ${columns}, true
        from (${chunk}) as c join definition as d on d.id = ${definition_id}
@@ -101,7 +124,7 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
             membershipEventId(computation_id, 'c.recipient', 'c.entered_at', 'computed'),
             `jsonb_build_object('trait_key', d.key) || coalesce(c.value, '{}')`,
           ];
-    await client.query(
+    await put(
       `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties, beside)
        select 'e', ${destination_id}, ${definition_id}, ${cursor.priority}, c.recipient, $2::text, ${id}, c.entered_at, ${properties}, c.beside
        from (${chunk}) as c join definition as d on d.id = ${definition_id} where ${isTold} order by c.recipient`,
@@ -122,18 +145,28 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
     [definition_id, destination_id, rows, last, more],
   );
   if (!more) await backfillAgain(client, definition_id, destination_id);
-  return more;
+  return lowest;
 }
 
-/** Feeds a chunk of each cursor for which there is room; returns how many were fed. */
-export async function feedCursors(state: State, size = CHUNK): Promise<number> {
-  let fed = 0;
-  for (const cursor of await readCursors(state)) {
-    if (!(await hasRoom(state, cursor.destination_id, cursor.priority))) continue;
-    await inTransaction(state.pool, (client) => feedChunk(client, cursor, size));
-    fed += 1;
-  }
-  return fed;
+/** How many cursors were fed, and the lowest id of what they have put into the outbox. */
+export interface Fed {
+  count: number;
+  lowestId: number;
+}
+
+/** Gives what feeds a chunk of each cursor for which there is room. */
+export function createFeeder(state: State, size = CHUNK): () => Promise<Fed> {
+  const hasRoom = createRoom(state);
+  return async () => {
+    const fed: Fed = { count: 0, lowestId: Infinity };
+    for (const cursor of await readCursors(state)) {
+      if (!(await hasRoom(cursor.destination_id, cursor.priority))) continue;
+      const lowest = await inTransaction(state.pool, (client) => feedChunk(client, cursor, size));
+      fed.lowestId = Math.min(fed.lowestId, lowest);
+      fed.count += 1;
+    }
+    return fed;
+  };
 }
 
 /** What begins a backfill: everybody is fed again, behind everything live. `events` is a boolean expression. */
