@@ -1,4 +1,5 @@
 import { rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import pg from 'pg';
 import { startEmbedded } from '../../src/demo/embedded.js';
 import { temporaryFolder } from '../support/postgres.js';
@@ -38,7 +39,7 @@ async function connect(url: string): Promise<pg.Client> {
 }
 
 export async function startServer(): Promise<BenchServer> {
-  const directory = await temporaryFolder();
+  const directory = await temporaryFolder(tmpdir());
   const untuned = await startEmbedded({ directory });
   const tuner = await connect(untuned.url);
   for (const [name, value] of Object.entries(SETTINGS)) await tuner.query(`alter system set ${name} = '${value}'`);

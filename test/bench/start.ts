@@ -1,4 +1,5 @@
 import { readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { temporaryFolder } from '../support/postgres.js';
 import { ROOT, runCommand, startDaemon, until } from './daemon.js';
@@ -20,7 +21,7 @@ export async function measureStart(report: Report): Promise<void> {
   }
   report.add(limit('--help', median(helps), HELP_MS, (ms) => `${Math.round(ms)} ms`));
 
-  const folder = await temporaryFolder();
+  const folder = await temporaryFolder(tmpdir());
   try {
     report.say('A first start in an empty folder');
     const { ms } = await timed(() => deliverFirstCall(folder));

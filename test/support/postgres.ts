@@ -45,9 +45,9 @@ async function temporaryPlace(): Promise<string> {
   return tmpdir();
 }
 
-/** A folder in which any user may run a server; the caller deletes it. */
-export async function temporaryFolder(): Promise<string> {
-  const directory = await mkdtemp(join(await temporaryPlace(), 'personas-test-'));
+/** A folder in which any user may run a server, in `place` or where tests have it best; the caller deletes it. */
+export async function temporaryFolder(place?: string): Promise<string> {
+  const directory = await mkdtemp(join(place ?? (await temporaryPlace()), 'personas-test-'));
   await chmod(directory, 0o755);
   return directory;
 }
