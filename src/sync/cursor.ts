@@ -14,7 +14,7 @@ import { audienceColumns, membershipEventId, membershipProperties } from './appl
  */
 const CHUNK = 2_500;
 /** No more of a destination's outbox is filled with what a cursor has fed. */
-const WAITING_AT_MOST = 50_000;
+const WAITING_AT_MOST = 25_000;
 /** Whatever has come to wait again below the first row is counted after this time. */
 const COUNTED_ANEW_MS = 10_000;
 

@@ -63,15 +63,15 @@ async function changeLive(database: BenchDatabase, isOver: () => boolean): Promi
   await client.connect();
   const latencies: number[] = [];
   try {
+    const { rows } = await client.query<{ id: number }>(`select id from personas.definition where key = 'live'`);
+    const definition = rows[0]?.id;
     for (let turn = 0; !isOver(); turn += 1) {
       const began = performance.now();
       const raised = await client.query<{ id: string }>(
         `insert into personas.outbox (kind, destination_id, definition_id, priority, recipient, columns)
-         select 'm', 1, d.id, 0, s.recipient, array['live'] from personas.definition as d
-         join personas.snapshot as s on s.definition_id = d.id where d.key = 'live'
-         order by s.recipient offset $1 limit 1
+         values ('m', 1, $1, 0, $2, array['live'])
          on conflict (recipient, destination_id, definition_id) where kind = 'm' do nothing returning id`,
-        [turn % LIVE_MEMBERS],
+        [definition, `u:live${(turn % LIVE_MEMBERS) + 1}`],
       );
       const id = raised.rows[0]?.id;
       // One that waits already is not another change.
