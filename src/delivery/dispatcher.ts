@@ -2,7 +2,7 @@ import type { State } from '../db/state.js';
 import type { Port } from '../destinations/carrier.js';
 import { backoffMs } from '../lib/backoff.js';
 import type { Logger } from '../lib/logger.js';
-import { loadWaiting, MOST_EVENTS, type WaitingRow } from '../outbox/queue.js';
+import { loadWaiting, type WaitingRow } from '../outbox/queue.js';
 import {
   holdBack,
   LeaseLostError,
@@ -21,6 +21,7 @@ import { deliverRecipient, type Delivered, type Desk } from './recipient.js';
 import { createSignal } from './signal.js';
 import { createSlots } from './slots.js';
 import { createStops } from './stops.js';
+import { createUnderWay } from './under-way.js';
 import { createWriter } from './writer.js';
 
 /**
@@ -87,15 +88,6 @@ const AFTER_BUG_MS = 60_000;
 /** A request of a lease that was lost may still be applied for so long. */
 const LATE_MS = 60_000;
 
-interface UnderWay {
-  /** The versions of the rows that were loaded. */
-  loaded: ReadonlySet<number>;
-  /** The lowest id of what else was seen in the queue meanwhile. */
-  moreFrom: number;
-  /** When its rest is over, by the monotonic clock; 0 while requests are made. */
-  restsUntil: number;
-}
-
 export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const { state, leader, destinationId, destinationName, port, onLeaseLost, log } = options;
   const destination = { destination: destinationName };
@@ -103,7 +95,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const slots = createSlots(SIZES.single.most, signal.notify);
   const acknowledged = createMeter();
   const lists = new Map<string, ReturnType<Desk['listOf']>>();
-  const underWay = new Map<string, UnderWay>();
+  const underWay = createUnderWay();
   let stopping = false;
   let isLeaseLost = false;
   let destinationState: QueueRead['state'] = 'active';
@@ -224,8 +216,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   };
 
   const release = (recipient: string, lowestLeft: number): void => {
-    const moreFrom = underWay.get(recipient)?.moreFrom ?? NOTHING;
-    underWay.delete(recipient);
+    const moreFrom = underWay.end(recipient);
     if (moreFrom < NOTHING) readFrom(moreFrom);
     leftFrom = Math.min(leftFrom, lowestLeft);
   };
@@ -240,37 +231,18 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       release(recipient, lowestLeft);
       return;
     }
-    underWay.set(recipient, { loaded: new Set(), moreFrom: 0, restsUntil: performance.now() + restMs });
+    underWay.rest(recipient, restMs);
     setTimeout(() => release(recipient, 0), restMs).unref();
   };
 
   /** Takes recipients of whom nothing is under way, as they wait now. */
   const take = async (seen: QueueRead['rows']): Promise<void> => {
-    const recipients = new Set<string>();
-    const resting = new Map<string, number>();
-    for (const { id, recipient, version } of seen) {
-      const known = underWay.get(recipient);
-      if (known === undefined) recipients.add(recipient);
-      else if (known.restsUntil > 0) resting.set(recipient, Math.max(0, known.restsUntil - performance.now()));
-      else if (!known.loaded.has(version)) known.moreFrom = Math.min(known.moreFrom, id);
-    }
-    if (resting.size > 0) {
-      await holdBack(
-        state.pool,
-        destinationId,
-        [...resting].map(([recipient, forMs]) => ({ recipient, forMs })),
-      );
-    }
-    if (recipients.size === 0) return;
-    const waiting = await loadWaiting(state.pool, destinationId, [...recipients]);
-    for (const recipient of recipients) {
-      const rows = waiting.get(recipient) ?? [];
-      const loaded = new Set(rows.map(({ version }) => version));
-      const events = rows.filter(({ kind }) => kind === 'e');
-      const moreFrom = events.length >= MOST_EVENTS ? (events[0]?.id ?? 0) : NOTHING;
-      underWay.set(recipient, { loaded, moreFrom, restsUntil: 0 });
-    }
-    slots.run([...recipients].map((recipient) => () => handle(recipient, waiting.get(recipient) ?? [])));
+    const { free, resting } = underWay.sort(seen);
+    if (resting.length > 0) await holdBack(state.pool, destinationId, resting);
+    if (free.length === 0) return;
+    const waiting = await loadWaiting(state.pool, destinationId, free);
+    for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
+    slots.run(free.map((recipient) => () => handle(recipient, waiting.get(recipient) ?? [])));
   };
 
   const stopForRefusal = async (reason: string): Promise<void> => {
@@ -335,7 +307,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (isLeftDue || isAll) [leftFrom, leftReadAt] = [NOTHING, now];
     newFrom = NOTHING;
     waysRead = ways;
-    const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), Math.max(1, outlet.room()));
+    const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), underWay.room(), Math.max(1, outlet.room()));
     const read = await readQueue(state.pool, destinationId, { position, ways, limit });
     if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
       newFrom = 0;
