@@ -7,8 +7,7 @@ import { createHarness, type Harness, type HarnessOptions } from './support/harn
 
 /** The daemon as a process of its own, which is killed at any moment. */
 const PROGRAM = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
-/** As many as fit into the suite; `CRASH_ROUNDS=50` is a longer trial. */
-const ROUNDS = Number(process.env['CRASH_ROUNDS'] ?? 12);
+const ROUNDS = Number(process.env['CRASH_ROUNDS'] ?? 50);
 const TABLES = `
   create table people (id bigint primary key, user_id text, email text, vip boolean not null, spent numeric not null);
   insert into people select n, 'u' || n, 'p' || n || '@example.com', n % 2 = 0, n from generate_series(1, 200) as n`;
