@@ -224,7 +224,7 @@ describe('several processes', () => {
     expect(next).toMatchObject({ created: false, url: killed.url });
     expect(await postmaster()).toBe(pid);
     await next.stop();
-    expect(isRunning(pid)).toBe(false);
+    await expect.poll(() => isRunning(pid)).toBe(false);
   });
 
   it('stay users of the server when their connections are cut', async () => {

@@ -293,10 +293,10 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     const isIdle = slots.taken() === 0;
     const isOpen = Object.values(ways).some((way) => way);
     if (!options.mayBegin(0) || !isOpen) return false;
-    if (slots.free() < atLeast && !isIdle) {
-      await takeLive(ways);
-      return false;
-    }
+    const isFull = slots.free() < atLeast && !isIdle;
+    // Loading a thousand recipients takes a while, too.
+    if (isFull || outlet.pipeline() === 'bulk') await takeLive(ways);
+    if (isFull) return false;
 
     const opened = (['marks', 'lists', 'events', 'asks'] as const).some((way) => ways[way] && !waysRead[way]);
     const now = performance.now();

@@ -5,15 +5,18 @@ import type { Carrier, Port, Way } from '../destinations/carrier.js';
 import { createLane, type Lane, type LaneFigures } from './lane.js';
 import { createRecency, type Pipeline, type Recency } from './recency.js';
 
+/** now: live, each by itself · soon: at the head of the next request · later: when its turn comes */
+export type Urgency = 'now' | 'soon' | 'later';
+
 /**
  * All lanes of one destination, and which of them a call takes. Where users or events have a single and a bulk way in,
- * the destination's pipeline decides, except for recipients who were sent something within the last minute: they stay in
- * the pipeline that they are in, since the two are handled apart.
+ * the destination's pipeline decides; live calls go singly where they can. Recipients who were sent something within the
+ * last minute stay in the pipeline that they are in, since the two are handled apart.
  */
 export interface Outlet {
   /** Null where the call is given back, and goes again: its turn didn't come in time, it may not begin, the quota was met. */
-  update: (calls: UserUpdate, urgent: boolean) => Promise<Verdict | null>;
-  track: (call: TrackCall, urgent: boolean) => Promise<Verdict | null>;
+  update: (calls: UserUpdate, urgency: Urgency) => Promise<Verdict | null>;
+  track: (call: TrackCall, urgency: Urgency) => Promise<Verdict | null>;
   /** Whether the recipient is known there. */
   find: (recipient: string) => Promise<{ kind: 'there' } | { kind: 'absent' } | Verdict | null>;
   /** The fields of a recipient that aren't as expected; 'later' where they can't be read now, 'never' where the read is refused. */
@@ -21,7 +24,7 @@ export interface Outlet {
     recipient: string,
     expected: readonly ExpectedValue[],
   ) => Promise<readonly FieldFound[] | 'later' | 'never'>;
-  list: (change: ListChange, urgent: boolean) => Promise<Verdict | null>;
+  list: (change: ListChange, urgency: Urgency) => Promise<Verdict | null>;
   /** The id of the list of that name, which is made where there is none. */
   listOf: (name: string) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
   setPipeline: (pipeline: Pipeline) => void;
@@ -94,14 +97,18 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
   const lists =
     port.lists === null ? null : { ...port.lists, lane: laneOf(port.lists.carrier), read: laneOf(port.lists.reads) };
 
+  const isUsable = (lane: Pick<Lane, 'state' | 'room'>): boolean => lane.state() !== 'closed' && lane.room() > 0;
   const currentOf = ({ single, bulk }: Lanes): Lane => (pipeline === 'bulk' && bulk !== null ? bulk : single);
   const send = async <C>(
     way: Way<C>,
     { single, bulk, recency }: Lanes,
-    { call, recipient, urgent }: { call: C; recipient: string; urgent: boolean },
+    { call, recipient, urgency }: { call: C; recipient: string; urgency: Urgency },
   ): Promise<Verdict | null> => {
+    const urgent = urgency !== 'later';
     if (bulk === null) return single.send(way.item(call), urgent);
-    const taken = recency.pipelineOf(recipient, now()) ?? pipeline;
+    // The quota for single requests is idle while others go in bulk, and nobody is waited for there.
+    const current = urgency === 'now' && isUsable(single) ? 'single' : pipeline;
+    const taken = recency.pipelineOf(recipient, now()) ?? current;
     // From now on: a call that is given back may have been sent, and to have failed.
     recency.note(recipient, taken, now());
     const verdict = await (taken === 'bulk' ? bulk : single).send(way.item(call), urgent);
@@ -109,12 +116,11 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
     return verdict;
   };
 
-  const isUsable = (lane: Pick<Lane, 'state' | 'room'>): boolean => lane.state() !== 'closed' && lane.room() > 0;
   const all = (): readonly Lane<unknown>[] => [...lanes.values()];
 
   return {
-    update: (calls, urgent) => send(port.update, updates, { call: calls, recipient: calls[0].recipient, urgent }),
-    track: (call, urgent) => send(port.track, tracks, { call, recipient: call.recipient, urgent }),
+    update: (calls, urgency) => send(port.update, updates, { call: calls, recipient: calls[0].recipient, urgency }),
+    track: (call, urgency) => send(port.track, tracks, { call, recipient: call.recipient, urgency }),
     find: async (recipient) => {
       if (asks === null) return { kind: 'there' };
       const read = await asks.lane.send(asks.item(recipient), false);
@@ -126,9 +132,9 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
       if (read?.kind === 'read') return asks.differences(read, expected);
       return read === null || read.kind === 'again' || read.kind === 'slower' ? 'later' : 'never';
     },
-    list: async (change, urgent) => {
+    list: async (change, urgency) => {
       if (lists === null) throw new Error('This destination has no lists.');
-      const verdict = await lists.lane.send(lists.change(change), urgent);
+      const verdict = await lists.lane.send(lists.change(change), urgency !== 'later');
       return verdict?.kind === 'read' ? null : verdict;
     },
     listOf: async (name) => {

@@ -4,7 +4,7 @@ import type { Refusal, Verdict } from '../core/verdict.js';
 import { backoffMs } from '../lib/backoff.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import { type Settlement } from '../outbox/settle.js';
-import type { Outlet } from './outlet.js';
+import type { Outlet, Urgency } from './outlet.js';
 
 /**
  * Delivers what waits for one recipient: one user update from all marks that are ready, then their places on lists, then
@@ -37,6 +37,8 @@ export interface Delivered {
   restMs: number;
 }
 
+/** By priority: live, scheduled, backfill. */
+const URGENCIES: readonly Urgency[] = ['now', 'soon', 'later'];
 const RETRY = { firstMs: 1_000, longestMs: 10 * 60_000 };
 /**
  * Iterable is asynchronous: a user whom an update has just made may be unknown to a track for a while. Its own trouble with
@@ -108,7 +110,7 @@ export async function deliverRecipient(
 ): Promise<Delivered> {
   const { outlet, settle } = desk;
   const delivered: Delivered = { lookAgain: 'no', restMs: 0 };
-  const isUrgent = waiting.some(({ priority }) => priority < 2);
+  const urgency = URGENCIES[Math.min(2, ...waiting.map(({ priority }) => priority))] ?? 'later';
 
   const acknowledge = (row: WaitingRow, columns: readonly string[] | null = null): void => {
     const { id, version } = row;
@@ -160,7 +162,7 @@ export async function deliverRecipient(
     if (first === undefined) return 'done';
     const calls: UserUpdate = [first, ...others];
     const marks = parts.map(({ mark }) => mark);
-    const verdict = conclude(await outlet.update(calls, isUrgent), marks);
+    const verdict = conclude(await outlet.update(calls, urgency), marks);
     if (verdict === null) return 'halt';
     if (verdict.kind === 'acknowledged') {
       for (const { mark, columns } of parts) for (const column of columns) open.get(mark)?.set(column, 'acknowledged');
@@ -203,7 +205,7 @@ export async function deliverRecipient(
     }
     const member = mark.values.some(({ field, json }) => field === LIST && json === 'true');
     const change = { recipient, listId: found.id, member, existingOnly: mark.list.existingOnly };
-    const verdict = conclude(await outlet.list(change, isUrgent), [mark]);
+    const verdict = conclude(await outlet.list(change, urgency), [mark]);
     if (verdict === null) return 'halt';
     if (verdict.kind === 'refused') {
       const waited = waitFor(mark, verdict);
@@ -266,7 +268,7 @@ export async function deliverRecipient(
 
   const track = async (row: WaitingEvent, keyAlone: boolean): Promise<Outcome> => {
     const call = trackCall(row, recipient, keyAlone);
-    const verdict = conclude(await outlet.track(call, isUrgent), [row]);
+    const verdict = conclude(await outlet.track(call, urgency), [row]);
     if (verdict === null) return 'halt';
     if (verdict.kind === 'acknowledged') {
       acknowledge(row);
