@@ -169,7 +169,7 @@ describe('a daemon', () => {
     // Whoever leads next waits for no more than the second for which the quota is given.
     expect(
       await harness.state(
-        `select holder, quiet_until < clock_timestamp() + interval '1.01 seconds' as soon from leader`,
+        `select holder, quiet_until < clock_timestamp() + interval '1.02 seconds' as soon from leader`,
       ),
     ).toEqual([{ holder: null, soon: true }]);
     expect(daemon.log()).not.toMatch(/"level":"(warn|error)"/);

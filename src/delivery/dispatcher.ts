@@ -22,7 +22,7 @@ import { createSignal } from './signal.js';
 import { createSlots } from './slots.js';
 import { createStops } from './stops.js';
 import { createUnderWay } from './under-way.js';
-import { createWriter } from './writer.js';
+import { createWriter, type Writer } from './writer.js';
 
 /**
  * Takes what waits for one destination out of the outbox and sends it. A recipient is under way from the moment when its
@@ -126,19 +126,23 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     signal.notify();
   };
 
-  const writer = createWriter({
-    commit: async (settlements) => {
-      const left = await settle(state, leader, settlements);
-      isDatabaseAway = false;
-      return left;
-    },
-    // One more try tells whether another leads by now: then what was under way has to be sent anew.
-    givesUp: (error, failures) => error instanceof LeaseLostError || (stopping && failures > 1),
-    onFailure: (error) => {
-      if (!isDatabaseAway) log.failure('What became of some calls cannot be written; trying again', error, destination);
-      isDatabaseAway = true;
-    },
-  });
+  const openWriter = (): Writer =>
+    createWriter({
+      commit: async (settlements) => {
+        const left = await settle(state, leader, settlements);
+        isDatabaseAway = false;
+        return left;
+      },
+      // One more try tells whether another leads by now: then what was under way has to be sent anew.
+      givesUp: (error, failures) => error instanceof LeaseLostError || (stopping && failures > 1),
+      onFailure: (error) => {
+        if (!isDatabaseAway)
+          log.failure('What became of some calls cannot be written; trying again', error, destination);
+        isDatabaseAway = true;
+      },
+    });
+  /** What became of live calls isn't written behind a thousand others. */
+  const writers = { live: openWriter(), others: openWriter() };
 
   /** What this instance had under way may have come after what the new leader sends. */
   const yieldTo = async (recipient: string, rows: readonly WaitingRow[], sent: ReadonlySet<number>): Promise<void> => {
@@ -195,6 +199,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<Delivered> => {
     const sent = new Set<number>();
     const written: Promise<void>[] = [];
+    const writer = rows.some(({ priority }) => priority === 0) ? writers.live : writers.others;
     const settle = (settlement: Settlement): void => {
       sent.add(settlement.id);
       if (settlement.kind === 'acknowledged') acknowledged.count(1, performance.now());

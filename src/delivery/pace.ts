@@ -29,7 +29,7 @@ export interface Pace {
   busyUntil: () => number;
 }
 
-const WINDOW_MS = 1_010;
+const WINDOW_MS = 1_020;
 const CATCH_UP_MS = 150;
 const SUSTAINED_MS = 20_000;
 const SLOWER = 0.7;

@@ -25,6 +25,7 @@ const WARM_UP_MS = 5_000;
 interface Case {
   name: string;
   endpoint: Endpoint;
+  isBulk: boolean;
   carrierOf: (port: Port) => Port['update']['single'] | null;
   itemOf: (port: Port, n: number) => Item;
 }
@@ -52,17 +53,42 @@ const userOf = (port: Port, n: number): Item => port.update.item([identify(n)]);
 const eventOf = (port: Port, n: number): Item => port.track.item(track(n));
 
 const CASES: readonly Case[] = [
-  { name: 'users/update', endpoint: 'users/update', carrierOf: ({ update }) => update.single, itemOf: userOf },
-  { name: 'users/bulkUpdate', endpoint: 'users/bulkUpdate', carrierOf: ({ update }) => update.bulk, itemOf: userOf },
-  { name: 'events/track', endpoint: 'events/track', carrierOf: ({ track: way }) => way.single, itemOf: eventOf },
-  { name: 'events/trackBulk', endpoint: 'events/trackBulk', carrierOf: ({ track: way }) => way.bulk, itemOf: eventOf },
+  {
+    name: 'users/update',
+    endpoint: 'users/update',
+    isBulk: false,
+    carrierOf: ({ update }) => update.single,
+    itemOf: userOf,
+  },
+  {
+    name: 'users/bulkUpdate',
+    endpoint: 'users/bulkUpdate',
+    isBulk: true,
+    carrierOf: ({ update }) => update.bulk,
+    itemOf: userOf,
+  },
+  {
+    name: 'events/track',
+    endpoint: 'events/track',
+    isBulk: false,
+    carrierOf: ({ track: way }) => way.single,
+    itemOf: eventOf,
+  },
+  {
+    name: 'events/trackBulk',
+    endpoint: 'events/trackBulk',
+    isBulk: true,
+    carrierOf: ({ track: way }) => way.bulk,
+    itemOf: eventOf,
+  },
 ];
 
 async function measureLane(each: Case, seconds: number, where: string, report: Report): Promise<void> {
   const receiver = await startReceiver({ projectType: 'hybrid', latencyMs: LATENCY_MS, tolerance: TOLERANCE });
-  const tap = await startTap(receiver.url);
+  // A single request is noted where it arrives; while a large one is being looked at, others must be noted before it.
+  const tap = each.isBulk ? await startTap(receiver.url) : null;
   const port = createIterablePort({
-    baseUrl: tap.url,
+    baseUrl: tap?.url ?? receiver.url,
     apiKey: new Secret('bench'),
     projectKey: 'hybrid',
     quotas: QUOTAS,
@@ -106,11 +132,18 @@ async function measureLane(each: Case, seconds: number, where: string, report: R
     const whole = (value: number): string => String(value);
     report.add(limit(`${name}: most sent in a second`, mostInASecond(sent.filter(isMeasured)), perSecond, whole));
     const tolerated = Math.floor(perSecond * (1 + TOLERANCE)) || perSecond;
-    report.add(limit(`${name}: most arrived in a second`, await tap.mostInASecond(since), tolerated, whole));
+    report.add(
+      limit(
+        `${name}: most arrived in a second`,
+        tap === null ? received.mostInASecond : await tap.mostInASecond(since),
+        tolerated,
+        whole,
+      ),
+    );
     report.add(limit(`${name}: answered with 429`, received.throttled, 0, whole));
   } finally {
     port.close();
-    await tap.stop();
+    await tap?.stop();
     await receiver.stop();
   }
 }

@@ -17,6 +17,8 @@ export interface Received {
   /** Users or events in the requests that were accepted. */
   items: number;
   users: number;
+  /** The most requests that arrived within any second. */
+  mostInASecond: number;
 }
 
 type Question = { kind: 'ask'; endpoint: Endpoint } | { kind: 'stop' };
@@ -61,6 +63,7 @@ async function receive(options: SimulatorOptions): Promise<void> {
         throttled: simulator.stats.count(endpoint, 429),
         items: items.get(endpoint) ?? 0,
         users: simulator.userCount,
+        mostInASecond: simulator.stats.mostWithin(endpoint, 1_000),
       } satisfies Received);
     }
   });
