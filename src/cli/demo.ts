@@ -69,13 +69,18 @@ async function firstSync(opened: Opened, output: Output, signal: AbortSignal): P
 
 async function trading(opened: Opened, output: Output, seconds: number, signal: AbortSignal): Promise<number> {
   const { trade } = await import('../demo/shop.js');
-  const over = AbortSignal.any([signal, AbortSignal.timeout(seconds * 1000)]);
-  const deals = trade(opened.databases.source, { signal: over, pauseMs: 60 });
+  // A signal of `AbortSignal.timeout` that only `AbortSignal.any` knows can be collected before it fires (Node 20).
+  const over = new AbortController();
+  const end = (): void => over.abort();
+  signal.addEventListener('abort', end, { once: true });
+  const timer = setTimeout(end, seconds * 1_000);
+  const deals = trade(opened.databases.source, { signal: over.signal, pauseMs: 60 });
   let since = new Date().toISOString();
-  while (!over.aborted) {
+  while (!over.signal.aborted && !signal.aborted) {
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     since = await showMoves(opened, output, since);
   }
+  clearTimeout(timer);
   return deals;
 }
 
