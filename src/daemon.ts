@@ -4,6 +4,7 @@ import { isUnreachable } from './db/failure.js';
 import { SINGLE_REQUEST_MS } from './core/timeouts.js';
 import { LEASE_MS, tryLead, type Taken } from './db/lease.js';
 import { createDeliveries, type Deliveries } from './delivery/deliveries.js';
+import { QUOTA_WINDOW_MS } from './delivery/pace.js';
 import type { Port } from './destinations/carrier.js';
 import { OperatorError } from './lib/errors.js';
 import type { Logger } from './lib/logger.js';
@@ -61,8 +62,6 @@ const GRACE_MS = 4_000;
 const REPORT_EVERY_MS = 2_000;
 const TIDY_EVERY_MS = 60_000;
 const WATCH_EVERY_MS = 1_000;
-/** A little more than the second for which quotas are given. */
-export const QUOTA_WINDOW_MS = 1_010;
 /** A request may be open for ten seconds; none begins unless the lease outlasts some of that, and the next leader waits. */
 const LEASE_MARGIN_MS = 1_000;
 

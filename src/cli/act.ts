@@ -1,9 +1,10 @@
-import { lead, QUOTA_WINDOW_MS, type Leadership } from '../daemon.js';
+import { lead, type Leadership, type Resources } from '../daemon.js';
 import { findLeader, tryLead } from '../db/lease.js';
 import type { RequestKind } from '../db/state.js';
+import { QUOTA_WINDOW_MS } from '../delivery/pace.js';
 import { until } from '../lib/until.js';
-import type { Opened } from './open.js';
 import { QUIET_REQUESTS, type RequestArguments, type RequestProgress } from '../sync/requests.js';
+import type { Opened } from './open.js';
 
 /**
  * How a command acts: it leaves a request for whoever leads, and watches. Where nobody leads it leads itself, carries its
@@ -100,14 +101,14 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
     if (leading !== null || (await findLeader(state.pool)) !== null) return;
     const lease = await tryLead(state.pool);
     if (lease === null) return;
-    if (lease.quietForMs > QUOTA_WINDOW_MS && !QUIET_REQUESTS.includes(kind)) {
-      const seconds = Math.ceil(lease.quietForMs / 1_000);
-      resources.note(
-        `The last leader ended in the middle of its work: sending begins in ${seconds} s, when no request of it can be open.`,
-      );
-    }
     const confirmRemovals = 'confirmRemovals' in args && args.confirmRemovals;
     const delivers = !QUIET_REQUESTS.includes(kind);
+    if (delivers && lease.quietForMs > QUOTA_WINDOW_MS) {
+      const seconds = Math.ceil(lease.quietForMs / 1_000);
+      resources.note(
+        `Sending begins in ${seconds} s: until then a request of the last leader may be open, or count for a quota.`,
+      );
+    }
     const leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals });
     const now = { leadership, isLost: false };
     leading = now;
@@ -163,7 +164,7 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
  * first has not seen yet and the second sees no more.
  */
 export async function readDelivery(
-  resources: Opened,
+  resources: Resources,
   { progress, since }: Pick<Acted, 'progress' | 'since'>,
 ): Promise<Delivery> {
   const { rows } = await resources.databases.state.pool.query<Delivery>(
@@ -203,7 +204,7 @@ const STALLED_MS = 60_000;
  * Watches until all that a request has caused is delivered, waits for later, or goes nowhere for a minute (`stalled`).
  */
 export async function watchDelivery(
-  resources: Opened,
+  resources: Resources,
   acted: Pick<Acted, 'progress' | 'since'>,
   signal: AbortSignal,
   onLook: (delivery: Delivery) => void,

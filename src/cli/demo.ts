@@ -5,6 +5,7 @@ import pc from 'picocolors';
 import { lead, type Leadership } from '../daemon.js';
 import { tryLead } from '../db/lease.js';
 import type { Simulator } from '../demo/simulator/server.js';
+import { until } from '../lib/until.js';
 import { act, watchDelivery } from './act.js';
 import { openResources, type Opened } from './open.js';
 import { createOutput, formatCount, formatDuration, formatTable, plain, type Output } from './output.js';
@@ -71,16 +72,13 @@ async function trading(opened: Opened, output: Output, seconds: number, signal: 
   const { trade } = await import('../demo/shop.js');
   // A signal of `AbortSignal.timeout` that only `AbortSignal.any` knows can be collected before it fires (Node 20).
   const over = new AbortController();
-  const end = (): void => over.abort();
-  signal.addEventListener('abort', end, { once: true });
-  const timer = setTimeout(end, seconds * 1_000);
+  void until(seconds * 1_000, signal).then(() => over.abort());
   const deals = trade(opened.databases.source, { signal: over.signal, pauseMs: 60 });
   let since = new Date().toISOString();
-  while (!over.signal.aborted && !signal.aborted) {
+  while (!over.signal.aborted) {
     await new Promise((resolve) => setTimeout(resolve, 1_000));
     since = await showMoves(opened, output, since);
   }
-  clearTimeout(timer);
   return deals;
 }
 

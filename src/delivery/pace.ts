@@ -29,7 +29,8 @@ export interface Pace {
   busyUntil: () => number;
 }
 
-const WINDOW_MS = 1_020;
+/** A little more than the second for which quotas are given. */
+export const QUOTA_WINDOW_MS = 1_020;
 const CATCH_UP_MS = 150;
 const SUSTAINED_MS = 20_000;
 const SLOWER = 0.7;
@@ -39,7 +40,7 @@ const CLIMB_MS = 60_000;
 
 export function createPace(perSecond: number): Pace {
   const capacity = Math.max(1, Math.floor(perSecond));
-  const window = perSecond < 1 ? WINDOW_MS / perSecond : WINDOW_MS;
+  const window = perSecond < 1 ? QUOTA_WINDOW_MS / perSecond : QUOTA_WINDOW_MS;
   const sends = new Float64Array(capacity).fill(-Infinity);
   let oldest = 0;
   let last = -Infinity;

@@ -83,21 +83,21 @@ async function putBack(client: Client, ids: readonly number[], byItself: 0 | 1):
 }
 
 /**
- * Takes the first of a definition's dead calls that `condition` picks; returns how many. Locks are taken in the order of
+ * Takes the first of a definition's dead calls that `condition` picks; returns how many, null where it picks none. Locks are taken in the order of
  * whoever else writes here: the definition's, marks by recipient, dead calls.
  */
 async function reviveSome(
   client: Client,
   definitionId: number,
   { condition, values, byItself }: { condition: string; values: readonly unknown[]; byItself: 0 | 1 },
-): Promise<number> {
+): Promise<number | null> {
   await lockDefinition(client, definitionId);
   const picked = await client.query<{ id: number }>(
     `select x.id from ${FROM} where x.definition_id = ${definitionId} and ${condition} order by x.id limit ${MOST_TOGETHER}`,
     [...values],
   );
   const ids = picked.rows.map(({ id }) => id);
-  if (ids.length === 0) return 0;
+  if (ids.length === 0) return null;
   await client.query(
     `select from outbox where definition_id = $2 and kind = 'm' and (recipient, destination_id) in (
        select recipient, destination_id from dead_call where id = any($1)) order by recipient, id for update`,
@@ -112,7 +112,7 @@ async function reviveSome(
     locked.rows.map(({ id }) => id),
     byItself,
   );
-  return ids.length;
+  return locked.rows.length;
 }
 
 interface Revived {
@@ -130,11 +130,8 @@ async function revive(pool: Pool, condition: string, values: readonly unknown[],
   for (const { id, last } of found.rows) {
     // What dies anew meanwhile is left dead.
     const picks = { condition: `x.id <= ${last} and ${condition}`, values, byItself };
-    for (;;) {
-      const revived = await inTransaction(pool, (client) => reviveSome(client, id, picks));
-      count += revived;
-      if (revived < MOST_TOGETHER) break;
-    }
+    const some = (): Promise<number | null> => inTransaction(pool, (client) => reviveSome(client, id, picks));
+    for (let revived = await some(); revived !== null; revived = await some()) count += revived;
   }
   return { count, definitions: found.rows.map(({ key }) => key) };
 }
