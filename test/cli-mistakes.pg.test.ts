@@ -261,7 +261,7 @@ describe('migrations', () => {
     const [start, sync, plan] = await Promise.all([fresh.run('start'), fresh.run('sync'), fresh.run('plan')]);
     for (const { code, stderr } of [start, sync]) {
       expect(code).toBe(2);
-      expect(stderr).toContain('(0001_create_state). Run `personas-sync migrate` first.');
+      expect(stderr).toContain('(0001_create_state, 0002_add_real_time). Run `personas-sync migrate` first.');
     }
     expect(plan.code).toBe(0);
     expect(plan.stdout).toContain('5 would enter');
@@ -270,7 +270,11 @@ describe('migrations', () => {
   it('are applied by migrate, once, and named', async () => {
     const first = await fresh.run('migrate', '--json');
     expect(first.code).toBe(0);
-    expect(migrateJson.parse(first.json)).toEqual({ version: 1, schema: 'personas', applied: ['0001_create_state'] });
+    expect(migrateJson.parse(first.json)).toEqual({
+      version: 1,
+      schema: 'personas',
+      applied: ['0001_create_state', '0002_add_real_time'],
+    });
     expect((await fresh.run('migrate')).stdout).toContain('is up to date; nothing was done');
     expect((await fresh.run('sync')).code).toBe(0);
   });

@@ -150,3 +150,26 @@ export async function findLeader(
   );
   return result.rows[0] ?? null;
 }
+
+const STANDS_STILL_MS = 3_000;
+
+export class LeaseLostError extends Error {
+  constructor() {
+    super('This instance no longer leads.');
+    this.name = 'LeaseLostError';
+  }
+}
+
+/**
+ * Begins what only the leader may write, in an open transaction whose bare names are those of the state. The leader's row
+ * is locked until the transaction ends, and whoever would lead next waits for it: an instance that stands still here is
+ * cut off by the server before long. Throws a LeaseLostError where `leader` leads no more.
+ */
+export async function fenceLease(client: Queryable, leader: string): Promise<void> {
+  const held = await client.query(
+    `select set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true)
+     from leader where holder = $1 and expires_at > clock_timestamp() for key share`,
+    [leader],
+  );
+  if (held.rowCount === 0) throw new LeaseLostError();
+}

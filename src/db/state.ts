@@ -46,6 +46,15 @@ interface Tables {
     first_run_at: Date | null;
     cadence: Generated<string>;
     due_at: Date | null;
+    tracking: Generated<'none' | 'polled' | 'live'>;
+    polled_because: string | null;
+    stuck_because: string | null;
+    distrusted_at: Date | null;
+    evaluates: string | null;
+    full_wanted: Generated<number>;
+    full_done: Generated<number>;
+    full_run: number | null;
+    reconcile_at: Date | null;
   };
   destination: {
     id: Generated<number>;
@@ -103,7 +112,20 @@ interface Tables {
     skipped_values: number | null;
     error: string | null;
     decision: 'approved' | 'rejected' | null;
+    evaluated: number | null;
+    corrections: number | null;
   };
+  due: {
+    definition_id: number;
+    id: Generated<number>;
+    profile_id: string;
+    at: Generated<Date>;
+    parked_at: Date | null;
+    reason: string | null;
+    claimed_by: number | null;
+  };
+  validity: { definition_id: number; profile_id: string; until: Date };
+  watched: { name: string; signature: string; problem: string | null; seen_at: Generated<Date> };
   request: {
     id: Generated<number>;
     kind: RequestKind;

@@ -1,3 +1,4 @@
+import { LeaseLostError } from '../db/lease.js';
 import type { State } from '../db/state.js';
 import type { Port } from '../destinations/carrier.js';
 import { backoffMs } from '../lib/backoff.js';
@@ -5,7 +6,6 @@ import type { Logger } from '../lib/logger.js';
 import { loadWaiting, type WaitingRow } from '../outbox/queue.js';
 import {
   holdBack,
-  LeaseLostError,
   markAnew,
   noteList,
   settle,

@@ -1,5 +1,6 @@
 import type { Client, Queryable } from '../db/connect.js';
 import { inTransaction } from '../db/connect.js';
+import { fenceLease } from '../db/lease.js';
 import type { State } from '../db/state.js';
 import { COLUMNS_TOGETHER, DUE_NOW, hashOf, type WaitingMark } from './queue.js';
 
@@ -31,28 +32,6 @@ export type Settlement =
       confirmStage?: number;
       late?: boolean;
     };
-
-const STANDS_STILL_MS = 3_000;
-
-export class LeaseLostError extends Error {
-  constructor() {
-    super('This instance no longer leads.');
-    this.name = 'LeaseLostError';
-  }
-}
-
-/**
- * The leader's row is locked until this transaction ends, and whoever would lead next waits for it: an instance that
- * stands still here is cut off by the server before long.
- */
-async function fence(client: Client, leader: string): Promise<void> {
-  const held = await client.query(
-    `select set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true)
-     from leader where holder = $1 and expires_at > clock_timestamp() for key share`,
-    [leader],
-  );
-  if (held.rowCount === 0) throw new LeaseLostError();
-}
 
 /**
  * An acknowledged exit whose person lives on under other keys: those are marked again, unless their own marks have waited
@@ -174,7 +153,7 @@ export async function settle(
   all: readonly Settlement[],
 ): Promise<ReadonlySet<Settlement>> {
   return inTransaction(state.pool, async (client) => {
-    await fence(client, leader);
+    await fenceLease(client, leader);
     const busy = await client.query<{ id: number }>(
       `with locked as materialized (select id from outbox where id = any($1) order by recipient, id for update skip locked)
        select o.id from outbox as o where o.id = any($1) and not exists (select from locked where locked.id = o.id)`,
@@ -204,7 +183,7 @@ export async function stopDestination(
   reason: string,
 ): Promise<void> {
   await inTransaction(state.pool, async (client) => {
-    await fence(client, leader);
+    await fenceLease(client, leader);
     await client.query(`update destination set state = 'stopped', reason = $2 where id = $1`, [destinationId, reason]);
   });
 }
@@ -224,7 +203,7 @@ export async function stopDefinition(
   { destinationId, definitionId, reason, isListGone }: Stop,
 ): Promise<void> {
   await inTransaction(state.pool, async (client) => {
-    await fence(client, leader);
+    await fenceLease(client, leader);
     await client.query(
       `update definition_destination set stopped = $3, list_id = case when $4 then null else list_id end
        where destination_id = $1 and definition_id = $2 and stopped is null`,
@@ -245,7 +224,7 @@ export async function noteList(
   }: { destinationId: number; definitionId: number; name: string; listId: number },
 ): Promise<void> {
   await inTransaction(state.pool, async (client) => {
-    await fence(client, leader);
+    await fenceLease(client, leader);
     await client.query(
       'update definition_destination set list_id = $3 where destination_id = $1 and definition_id = $2 and list = $4',
       [destinationId, definitionId, listId, name],
