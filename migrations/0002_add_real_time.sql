@@ -27,9 +27,12 @@ alter table run
   -- What a run in full found that real time had missed; null: it can't tell.
   add column corrections bigint;
 
--- Hybrid projects: the profile whose userId the address stands for, where the recipient isn't one of the profile's own.
-alter table snapshot add column lender text collate "C";
-create index snapshot_lender on snapshot (lender) where lender is not null;
+-- Profiles that have a say about the recipient beside the one it is known by: they share it, or it is their userId that
+-- an address stands for. When one of them changes, the recipient has to be looked at, too.
+alter table snapshot add column others text[];
+create index snapshot_others on snapshot using gin (others) where others is not null;
+alter table conflict add column others text[];
+create index conflict_others on conflict using gin (others) where others is not null;
 
 -- Profiles whose rows have changed. Several rows may wait for one; a batch deletes exactly those that it had read.
 create table due (

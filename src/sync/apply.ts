@@ -70,8 +70,8 @@ async function findKnown(session: Client, { definitionId }: Applied): Promise<vo
 async function insertEntries(session: Client, { definitionId, now }: Applied): Promise<number | null> {
   try {
     const entered = await session.query(
-      `insert into snapshot_${definitionId} (definition_id, recipient, profile_id, beside, value, entered_at)
-       select ${definitionId}, recipient, profile_id, beside, value, ${now} from delta where op = 'e' order by recipient`,
+      `insert into snapshot_${definitionId} (definition_id, recipient, profile_id, others, beside, value, entered_at)
+       select ${definitionId}, recipient, profile_id, others, beside, value, ${now} from delta where op = 'e' order by recipient`,
     );
     return entered.rowCount ?? 0;
   } catch (error) {
@@ -87,7 +87,7 @@ async function changeSnapshot(session: Client, applied: Applied): Promise<number
       `delete from snapshot as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
     );
     await session.query(
-      `update snapshot as s set profile_id = d.profile_id, beside = d.beside, value = d.value, kept = false,
+      `update snapshot as s set profile_id = d.profile_id, others = d.others, beside = d.beside, value = d.value, kept = false,
          beside_changed = d.op = 't' and (s.beside_changed or s.beside is distinct from d.beside)
        from delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op in ('c', 't')`,
     );
@@ -259,8 +259,8 @@ async function writeHistory(session: Client, { definitionId, runId, now }: Appli
 async function noteConflicts(session: Client, { definitionId }: Applied): Promise<void> {
   await session.query(`delete from conflict where definition_id = ${definitionId}`);
   await session.query(
-    `insert into conflict (definition_id, recipient, profiles)
-     select ${definitionId}, recipient, array_remove(rivals, null) from delta where op = 'd'`,
+    `insert into conflict (definition_id, recipient, profiles, others)
+     select ${definitionId}, recipient, array_remove(rivals, null), array_append(others, profile_id) from delta where op = 'd'`,
   );
 }
 

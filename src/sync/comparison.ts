@@ -1,8 +1,6 @@
-import { hashOf } from '../outbox/queue.js';
 import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import type { FieldType } from '../core/field.js';
-import type { Counts } from '../core/guard.js';
 import { bindMoments } from '../core/moments.js';
 import { quoteLiteral, type Client, type Queryable } from '../db/connect.js';
 import { describeStatement } from '../db/describe.js';
@@ -18,6 +16,7 @@ import {
   type Databases,
   type Limits,
 } from './compute.js';
+import { countDelta, isEachOnce, leaveOutForgotten, type RunCounts } from './delta.js';
 import { explainRunError } from './privileges.js';
 import { describeDefinition, describePeople, explainSqlError, type Moments, type Shape } from './shape.js';
 import { computedQuery, type Comparison, type Inputs } from './statement.js';
@@ -32,13 +31,6 @@ export interface CompareContext {
   config: Config;
   /** Ends what is under way. */
   signal?: AbortSignal;
-}
-
-export interface RunCounts extends Counts {
-  members: number;
-  withoutIdentifier: number;
-  conflicting: number;
-  skippedValues: number;
 }
 
 /** The row of a definition that a run needs. */
@@ -96,6 +88,14 @@ export async function readDefinition(databases: Databases, key: string): Promise
     textHash: row.text_hash,
     fields: row.fields as Record<string, string>,
   };
+}
+
+/** The members that the state counts; exact where the session holds the definition's lock. */
+export async function readMembers(session: Client, definitionId: number): Promise<number> {
+  const { rows } = await session.query<{ members: string }>(`select members from definition where id = $1`, [
+    definitionId,
+  ]);
+  return Number(rows[0]?.members);
 }
 
 /** Describes a definition and `profiles`: everything that can be known without running them. */
@@ -194,7 +194,7 @@ export async function refuseSharedFields(
   );
 }
 
-function comparisonOf(databases: Databases, definition: Definition, row: DefinitionRow, shape: Shape): Comparison {
+export function comparisonOf(databases: Databases, row: DefinitionRow, { definition, shape }: Inputs): Comparison {
   const fields = new Set(shape.columns.map(valueKey));
   return {
     definitionId: row === UNREGISTERED ? null : row.id,
@@ -206,75 +206,9 @@ function comparisonOf(databases: Databases, definition: Definition, row: Definit
   };
 }
 
-/** Leaves people who were erased on request out of what a comparison found; returns how many. */
-export async function leaveOutForgotten(session: Client, row: DefinitionRow): Promise<number> {
-  if (row === UNREGISTERED) {
-    const { rows } = await session.query<{ there: boolean }>(`select to_regclass('forgotten') is not null as there`);
-    if (rows[0]?.there !== true) return 0;
-  }
-  // An exit is told of while the snapshot still has them: who was erased meanwhile has left it.
-  const isGone =
-    row === UNREGISTERED
-      ? 'false'
-      : `not exists (select from snapshot as s where s.definition_id = ${row.id} and s.recipient = delta.recipient)`;
-  const { rowCount } = await session.query(
-    `delete from delta where (op <> 'x' or ${isGone}) and recipient is not null and exists (select from forgotten)
-     and ${hashOf('recipient')} in (select hash from forgotten)`,
-  );
-  return rowCount ?? 0;
-}
-
-async function countDelta(session: Client, row: DefinitionRow, fields: readonly string[]): Promise<RunCounts> {
-  const result = await session.query<
-    Record<
-      'entered' | 'exited' | 'changed' | 'without' | 'conflicting' | 'skipped' | 'kept' | 'back' | 'nulled',
-      string
-    >
-  >(
-    `select count(*) filter (where op = 'e') as entered,
-       count(*) filter (where op = 'x' and not was_kept) as exited, count(*) filter (where op = 'c') as changed,
-       count(*) filter (where op = 'w') as without, count(*) filter (where op = 'd') as conflicting,
-       count(*) filter (where unsendable) as skipped, count(*) filter (where op = 'k') as kept,
-       count(*) filter (where matched and was_kept) as back,
-       coalesce((select max(n) from (
-         select count(*) as n from delta, unnest($1::text[]) as f
-         where op in ('x', 'c') and old_value ? f and not coalesce(value ? f, false) group by f) as nulls), 0) as nulled
-     from delta`,
-    [fields],
-  );
-  const counts = result.rows[0];
-  const count = (name: keyof NonNullable<typeof counts>): number => Number(counts?.[name] ?? 0);
-  return {
-    before: row.members,
-    members: row.members + count('entered') - count('exited') - count('kept') + count('back'),
-    entered: count('entered'),
-    exited: count('exited'),
-    changed: count('changed'),
-    nulled: count('nulled'),
-    withoutIdentifier: count('without'),
-    conflicting: count('conflicting'),
-    skippedValues: count('skipped'),
-  };
-}
-
-/**
- * Whether every recipient was computed once: each row that met the snapshot met another member. Counted, not grouped.
- * `computed` rows, less those that met nothing, must be the members less those whom nothing met.
- */
-async function isEachOnce(session: Client, row: DefinitionRow, computed: number): Promise<boolean> {
-  if (row.first) return true;
-  const result = await session.query<{ each_once: boolean }>(
-    `select $1::bigint - count(*) filter (where not matched and op not in ('x', 'k'))
-          = $2::bigint - count(*) filter (where op in ('x', 'k') and not matched and not was_kept) + count(*) filter (where matched and was_kept)
-       and count(recipient) = count(distinct recipient) as each_once from delta`,
-    [computed, row.members],
-  );
-  return result.rows[0]?.each_once === true;
-}
-
 /**
  * Computes and compares within the session's open transaction, plainly first and grouped where a recipient turns up
- * twice; leaves `delta` filled and the session's bare names those of the state.
+ * twice; leaves `delta` filled and the session's bare names those of the state. Nothing is locked.
  */
 export async function compare(
   context: CompareContext,
@@ -282,27 +216,34 @@ export async function compare(
   inputs: Inputs,
   row: DefinitionRow,
   grouped: boolean,
-): Promise<RunCounts | 'twice'> {
+): Promise<'compared' | 'twice'> {
   const { databases } = context;
-  const { definition, shape } = inputs;
-  const comparison = comparisonOf(databases, definition, row, shape);
-  const computed = await fillDelta(databases, session, inputs, comparison, { grouped, limits: runLimits(context) });
+  const { definition } = inputs;
+  const comparison = comparisonOf(databases, row, inputs);
+  const counted = await fillDelta(databases, session, inputs, comparison, { grouped, limits: runLimits(context) });
   if (!row.first) await findVanished(databases, session, inputs);
   if (grouped && definition.kind === 'trait') {
     const { text } = bindMoments(definition.text.sql, inputs.moments);
-    if (await hasProfileTwice(databases, session, inputs, text)) {
-      throw new OperatorError([
-        {
-          place: definition.text.placeOf(0),
-          message: `The SQL of "${definition.key}" gives a profile more than once; GROUP BY profile_id, or take one row of each.`,
-        },
-      ]);
-    }
+    if (await hasProfileTwice(databases, session, inputs, text)) throw givesProfileTwice(definition);
   }
   await enterState(session, databases.state.schema);
-  if (computed !== null && !(await isEachOnce(session, row, computed))) return 'twice';
-  await leaveOutForgotten(session, row);
-  return countDelta(session, row, [...Object.keys(fieldTypes(shape)), ...comparison.gone]);
+  return counted === null || row.first || (await isEachOnce(session, counted)) ? 'compared' : 'twice';
+}
+
+export function givesProfileTwice({ key, text }: Definition): OperatorError {
+  return new OperatorError([
+    {
+      place: text.placeOf(0),
+      message: `The SQL of "${key}" gives a profile more than once; GROUP BY profile_id, or take one row of each.`,
+    },
+  ]);
+}
+
+/** What applying `delta` does, counted; people who were erased are left out. The session's bare names are the state's. */
+export async function countChanges(session: Client, inputs: Inputs, row: DefinitionRow): Promise<RunCounts> {
+  await leaveOutForgotten(session, row === UNREGISTERED ? null : row.id);
+  const fields = new Set([...Object.keys(fieldTypes(inputs.shape)), ...Object.keys(row.fields)]);
+  return countDelta(session, row.members, [...fields]);
 }
 
 /** A few profiles that share a recipient and disagree about it are counted; many of them are a mistake in the SQL. */
@@ -330,9 +271,8 @@ export async function tryRun<T>(
   return withRunSession(context.databases, context.signal, async (session) => {
     await beginRun(session, runLimits(context));
     try {
-      const counts = await compare(context, session, inputs, row, true);
-      if (counts === 'twice') throw new Error('A grouped comparison gave a recipient twice.');
-      return await look(session, counts, inputs);
+      await compare(context, session, inputs, row, true);
+      return await look(session, await countChanges(session, inputs, row), inputs);
     } catch (error) {
       throw await explainRunError(context.databases.source, error, definition, context.config.profiles.text.sql);
     } finally {

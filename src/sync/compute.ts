@@ -5,15 +5,8 @@ import { databaseFailure } from '../db/failure.js';
 import type { State } from '../db/state.js';
 import { otherKeysQuery, peopleQuery } from './people.js';
 import { asSubquery } from './shape.js';
-import {
-  compareStatement,
-  computedQuery,
-  DELTA_TABLE,
-  ROW_COUNTERS,
-  STAGING_TABLE,
-  type Comparison,
-  type Inputs,
-} from './statement.js';
+import { DELTA_TABLE, ROW_COUNTERS, STAGING_TABLE, type RowCounts } from './delta.js';
+import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
 
 /**
  * Computes a definition and leaves what differs from the snapshot in the temporary table `delta` of the run's own
@@ -76,7 +69,7 @@ async function stage(
     await source.query(
       `set local work_mem = '${limits.workMemMb}MB'; set local statement_timeout = ${limits.timeoutMs}`,
     );
-    const columns = 'recipient, profile_id, beside, value, unsendable, rivals';
+    const columns = 'recipient, profile_id, beside, value, unsendable, rivals, others';
     const rows = await copyRows(
       source,
       `select ${columns} from (${computedQuery(inputs, { grouped, counted: false })}) as c`,
@@ -109,27 +102,37 @@ async function hasOwnKeysOnly(session: Client, inputs: Inputs): Promise<boolean>
   return only;
 }
 
+/** The members that the state counted at the moment of the comparison. */
+async function takeMembers(session: Client): Promise<number> {
+  const { rows } = await session.query<{ members: string }>(
+    'select last_value - 1 as members from pg_temp.member_count',
+  );
+  return Number(rows[0]?.members);
+}
+
 /** Compares by the form that counts its rows; returns how many there were, and how many had another kind of key. */
 async function compareCounted(
   session: Client,
   inputs: Inputs,
   comparison: Comparison,
   ownKeys: boolean,
-): Promise<{ computed: number; others: number }> {
+): Promise<RowCounts & { others: number }> {
   await session.query(`${DELTA_TABLE}; ${ROW_COUNTERS}`);
   const query = computedQuery(inputs, { grouped: false, counted: true, ownKeys });
-  await readOnly(session, () => session.query(compareStatement(query, comparison, inputs.people.shape)));
+  const counted = { ...comparison, counted: true };
+  await readOnly(session, () => session.query(compareStatement(query, counted, inputs.people.shape)));
   const used = (name: string): string =>
     `(select case when is_called then currval('pg_temp.${name}') else 0 end from pg_temp.${name}) as ${name}`;
   const { rows } = await session.query<{ computed_row: string; other_row: string }>(
     `select ${used('computed_row')}, ${used('other_row')}`,
   );
-  await session.query('drop sequence pg_temp.computed_row, pg_temp.other_row');
-  return { computed: Number(rows[0]?.computed_row), others: Number(rows[0]?.other_row) };
+  const members = await takeMembers(session);
+  await session.query('drop sequence pg_temp.computed_row, pg_temp.other_row, pg_temp.member_count');
+  return { computed: Number(rows[0]?.computed_row), others: Number(rows[0]?.other_row), members };
 }
 
 /**
- * Fills `delta` and returns the number of computed rows (null where it wasn't counted). Must stand between `beginRun`
+ * Fills `delta` and returns what was counted (null where nothing was). Must stand between `beginRun`
  * and the end of that transaction; may be repeated after a rollback to before it.
  */
 export async function fillDelta(
@@ -138,13 +141,16 @@ export async function fillDelta(
   inputs: Inputs,
   comparison: Comparison,
   { grouped, limits }: { grouped: boolean; limits: Limits },
-): Promise<number | null> {
-  const compareWith = (computed: string): string => compareStatement(computed, comparison, inputs.people.shape);
+): Promise<RowCounts | null> {
+  const compareWith = (computed: string, counted = false): string =>
+    compareStatement(computed, { ...comparison, counted }, inputs.people.shape);
   if (!databases.same) {
     await session.query(DELTA_TABLE);
-    const count = await stage(databases, session, inputs, grouped, limits);
-    await session.query(compareWith('select * from pg_temp.staging'));
-    return grouped ? null : count;
+    const computed = await stage(databases, session, inputs, grouped, limits);
+    await session.query(compareWith('select * from pg_temp.staging', true));
+    const members = await takeMembers(session);
+    await session.query('drop sequence pg_temp.member_count');
+    return grouped ? null : { computed, members };
   }
   if (grouped) {
     await session.query(DELTA_TABLE);
@@ -153,15 +159,15 @@ export async function fillDelta(
   }
   if (await hasOwnKeysOnly(session, inputs)) {
     await session.query('savepoint own_keys');
-    const { computed, others } = await compareCounted(session, inputs, comparison, true);
+    const { others, ...counts } = await compareCounted(session, inputs, comparison, true);
     if (others === 0) {
       await session.query('release savepoint own_keys');
-      return computed;
+      return counts;
     }
     ownKeysOnly.set(profilesKey(inputs), false);
     await session.query('rollback to savepoint own_keys');
   }
-  return (await compareCounted(session, inputs, comparison, false)).computed;
+  return compareCounted(session, inputs, comparison, false);
 }
 
 /** Whether a trait's SQL gives some profile twice. */

@@ -27,29 +27,43 @@ export function peopleQuery({ text, shape }: People, moments: Moments): string {
   return `select p.profile_id, ${userId} as user_id, ${email} as email from ${asSubquery(bindMoments(text.sql, moments).text)} as p`;
 }
 
-/** (profile_id, recipient, beside) of everybody: which recipients a profile has, by the kind of key; `beside` as written. */
-export function recipientsQuery(people: People, moments: Moments): string {
+/**
+ * (profile_id, recipient, beside, lender): which recipients a profile has, by the kind of key; `beside` as written, `lender`
+ * the other profile whose userId the profile's address stands for. `only`, an SQL array of profile ids, asks for theirs
+ * alone, so that an index is enough to answer.
+ */
+export function recipientsQuery(people: People, moments: Moments, only: string | null = null): string {
   const all = asSubquery(peopleQuery(people, moments));
+  const among = only === null ? '' : ` and p.profile_id = any(${only})`;
+  const none = 'null::text as lender';
   switch (people.shape.key) {
     case 'user_id':
-      return `select profile_id, 'u:' || user_id as recipient, email as beside from ${all} as p where ${hasUserId('p.user_id')}`;
+      return `select p.profile_id, 'u:' || p.user_id as recipient, p.email as beside, ${none} from ${all} as p where ${hasUserId('p.user_id')}${among}`;
     case 'email':
-      return `select profile_id, 'e:' || lower(btrim(email)) as recipient, user_id as beside from ${all} as p where ${hasEmail('p.email')}
+      return `select p.profile_id, 'e:' || lower(btrim(p.email)) as recipient, p.user_id as beside, ${none} from ${all} as p
+        where ${hasEmail('p.email')}${among}
         union all
-        select p.profile_id, 'u:' || p.user_id, null from ${all} as p
-        where ${hasEmail('p.email')} is not true and ${hasUserId('p.user_id')}
+        select p.profile_id, 'u:' || p.user_id, null, null from ${all} as p
+        where ${hasEmail('p.email')} is not true and ${hasUserId('p.user_id')}${among}
           and not exists (select from ${all} as q where q.profile_id = p.profile_id and ${hasEmail('q.email')})`;
-    case 'hybrid':
-      return `select profile_id, 'u:' || user_id as recipient, email as beside from ${all} as p where ${hasUserId('p.user_id')}
+    case 'hybrid': {
+      // The smallest userId comes first, and of those who have it the smallest profile.
+      const least = `min(array[q.user_id, q.profile_id::text] collate "C")`;
+      const holds = `${hasUserId('q.user_id')} and ${hasEmail('q.email')}`;
+      const owner =
+        only === null
+          ? `left join (select lower(btrim(q.email)) as email, ${least} as least from ${all} as q where ${holds} group by 1) as o
+               on o.email = lower(btrim(p.email))`
+          : `left join lateral (select ${least} as least from ${all} as q
+               where ${holds} and lower(btrim(q.email)) = lower(btrim(p.email))) as o on true`;
+      return `select p.profile_id, 'u:' || p.user_id as recipient, p.email as beside, ${none} from ${all} as p where ${hasUserId('p.user_id')}${among}
         union all
-        select p.profile_id, coalesce('u:' || owner.user_id, 'e:' || lower(btrim(p.email))), case when owner.user_id is not null then p.email end
-        from ${all} as p
-        left join (
-          select lower(btrim(q.email)) as email, min(q.user_id collate "C") as user_id from ${all} as q
-          where ${hasUserId('q.user_id')} and ${hasEmail('q.email')} group by 1) as owner
-          on owner.email = lower(btrim(p.email))
-        where ${hasUserId('p.user_id')} is not true and ${hasEmail('p.email')}
+        select p.profile_id, coalesce('u:' || o.least[1], 'e:' || lower(btrim(p.email))),
+          case when o.least is not null then p.email end, o.least[2]
+        from ${all} as p ${owner}
+        where ${hasUserId('p.user_id')} is not true and ${hasEmail('p.email')}${among}
           and not exists (select from ${all} as q where q.profile_id = p.profile_id and ${hasUserId('q.user_id')})`;
+    }
   }
 }
 

@@ -1,7 +1,7 @@
 import type { Counts } from '../core/guard.js';
 import type { Queryable } from '../db/connect.js';
 import type { RunOutcome, RunTrigger, State } from '../db/state.js';
-import type { RunCounts } from './comparison.js';
+import type { RunCounts } from './delta.js';
 
 /** The table `run`: what is written of a run from its start to its outcome, and of a held one until a person decides. */
 export interface RunRecord {

@@ -1,9 +1,8 @@
 import { lockDefinition } from '../db/locks.js';
 import { applyDelta } from './apply.js';
-import type { RunCounts } from './comparison.js';
+import { DELTA_TABLE, type RunCounts } from './delta.js';
 import { enterState, withRunSession } from './compute.js';
 import type { RunContext, RunResult } from './run.js';
-import { DELTA_TABLE } from './statement.js';
 
 /** Carries out `on_delete: exit_all` for an archived definition whose held run a person has approved. */
 export async function exitAll(context: RunContext, definitionId: number, heldRunId: number): Promise<RunResult> {

@@ -1,30 +1,28 @@
-import { createHash } from 'node:crypto';
-import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import { isCovered, judgeGuard } from '../core/guard.js';
-import { withClient, type Client } from '../db/connect.js';
+import { withClient } from '../db/connect.js';
 import { databaseFailure, isUnreachable } from '../db/failure.js';
+import { lockDefinition } from '../db/locks.js';
 import type { RunOutcome, RunTrigger } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
-import { lockDefinition, lockFields } from '../db/locks.js';
-import { applyDelta, type Applied } from './apply.js';
+import { applyDelta } from './apply.js';
+import { appliedOf, closeDefinition, hashDefinition } from './close.js';
 import {
   compare,
-  leaveOutForgotten,
-  fieldTypes,
+  countChanges,
   momentsAt,
   prepareInputs,
   readDefinition,
+  readMembers,
   refuseConflicts,
   refuseSharedFields,
   refuseTypeChange,
-  riderTypes,
   runLimits,
   type CompareContext,
   type DefinitionRow,
-  type RunCounts,
 } from './comparison.js';
 import { beginRun, withRunSession } from './compute.js';
+import type { RunCounts } from './delta.js';
 import { explainRunError } from './privileges.js';
 import {
   finishRun,
@@ -71,12 +69,6 @@ export interface RunResult {
 export interface RunContext extends CompareContext {
   /** Who leads; written with each run. */
   leader: string;
-}
-
-/** What stands for the meaning of a definition: when it changes, an approval no longer holds. */
-function hashDefinition(definition: Definition, config: Config): string {
-  const parts = [definition.text.sql, definition.lookback ?? '', config.profiles.text.sql, definition.onMissing];
-  return createHash('sha256').update(JSON.stringify(parts)).digest('hex');
 }
 
 /** What one run carries along. */
@@ -168,17 +160,23 @@ function superseded({ record }: Run): RunResult {
 
 /** Computes and applies in one transaction; null, with nothing written, where a recipient came twice to the plain form. */
 async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunResult | null> {
-  const { context, definition, request, row, record, textHash, clock } = run;
+  const { context, definition, request, record, textHash, clock } = run;
   const { databases } = context;
   return withRunSession(databases, context.signal, async (session) => {
     await beginRun(session, runLimits(context));
-    const counts = await clock.timed('compute', () => compare(context, session, inputs, row, grouped));
-    if (counts === 'twice') {
+    const found = await clock.timed('compute', () => compare(context, session, inputs, run.row, grouped));
+    if (found === 'twice') {
       await session.query('rollback');
       return null;
     }
+    // What changes is looked up in the snapshot, which has just been read: its pages are in memory.
+    await session.query('set local statement_timeout = 0; set local random_page_cost = 1.1');
+    const held = await readHeldRun(databases.state, run.row.id);
+    await lockDefinition(session, run.row.id);
+    // Nobody else writes from here on: who was erased meanwhile is left out, and the members stand still.
+    const row = { ...run.row, members: await readMembers(session, run.row.id) };
+    const counts = await countChanges(session, inputs, row);
     refuseConflicts(definition, counts);
-    const held = await readHeldRun(databases.state, row.id);
     const verdict = judgeGuard(definition.guard, counts, { first: row.first });
     const approved =
       held !== null && request.approves === held.id && held.textHash === textHash && isCovered(held.seen, counts);
@@ -186,21 +184,15 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return hold(run, held, counts, verdict.because);
     }
-    const applied = await clock.timed('apply', async () => {
-      // What changes is looked up in the snapshot, which has just been read: its pages are in memory.
-      await session.query('set local statement_timeout = 0; set local random_page_cost = 1.1');
-      await lockDefinition(session, row.id);
-      // Again, now that nobody else can write: somebody may have been erased while this was computed.
-      const forgotten = await leaveOutForgotten(session, row);
-      const isApplied = await applyDelta(session, appliedOf(run, inputs), { send: definition.initial === 'send' });
-      return isApplied ? { forgotten } : null;
-    });
-    if (applied === null) {
+    const applied = appliedOf(inputs, row, { runId: record.id, priority: 1 });
+    const isApplied = await clock.timed('apply', () =>
+      applyDelta(session, applied, { send: definition.initial === 'send' }),
+    );
+    if (!isApplied) {
       await session.query('rollback');
       return null;
     }
-    const { forgotten } = applied;
-    await closeDefinition(session, run, inputs, { counts, recount: grouped || forgotten > 0 });
+    await closeDefinition(session, inputs, row, { members: counts.members, textHash, recount: grouped });
     if (held !== null) await releaseHeldRun(session, held, approved);
     if (!(await finishRun(session, record, finishOf(run, 'succeeded', counts, null)))) {
       await session.query('rollback');
@@ -218,60 +210,6 @@ function finishOf(
   error: string | null,
 ): Finish {
   return { outcome, counts, error, phases: clock.phases, dueInMs: request.nextDueMs(clock.tookMs()) };
-}
-
-function appliedOf({ definition, row, record }: Run, inputs: Inputs): Applied {
-  const { key, name, kind } = definition;
-  const fields = new Set([...Object.keys(fieldTypes(inputs.shape)), ...Object.keys(row.fields)]);
-  return {
-    definitionId: row.id,
-    runId: record.id,
-    key,
-    name,
-    kind,
-    computationId: row.computationId,
-    fields: kind === 'trait' ? [...fields] : [],
-    now: inputs.moments.now,
-    first: row.first,
-    priority: 1,
-  };
-}
-
-/**
- * The fields of a definition with their types, those included of which this run has the first value: what was never sent
- * has no type in Iterable. A field that is new is claimed under a lock, since two definitions could take it at once.
- */
-async function claimFields(session: Client, run: Run, { shape }: Inputs): Promise<Readonly<Record<string, string>>> {
-  const { definition, row } = run;
-  const unknown = Object.entries(fieldTypes(shape)).filter(([field]) => !Object.hasOwn(row.fields, field));
-  if (unknown.length === 0 && !row.first) return row.fields;
-  const { rows } = await session.query<{ field: string }>(
-    `select f as field from unnest($1::text[]) as f
-     where exists (select from delta where op in ('e', 'c') and value ? f)`,
-    [unknown.map(([field]) => field)],
-  );
-  const found = new Set(rows.map(({ field }) => field));
-  await lockFields(session);
-  await refuseSharedFields(session, definition, row, shape);
-  return { ...row.fields, ...Object.fromEntries(unknown.filter(([field]) => found.has(field))) };
-}
-
-/** What a run leaves on its definition: the fields that Iterable now knows, the text that made them, the members. */
-async function closeDefinition(
-  session: Client,
-  run: Run,
-  inputs: Inputs,
-  { counts, recount }: { counts: RunCounts; recount: boolean },
-): Promise<void> {
-  const { row, textHash } = run;
-  const fields = await claimFields(session, run, inputs);
-  const members = recount
-    ? `(select count(*) from snapshot where definition_id = ${row.id} and not kept)`
-    : `${counts.members}`;
-  await session.query(
-    `update definition set members = ${members}, fields = $2, riders = $4, text_hash = $3, first_run_at = coalesce(first_run_at, ${inputs.moments.now}) where id = $1`,
-    [row.id, JSON.stringify(fields), textHash, JSON.stringify(riderTypes(inputs.shape))],
-  );
 }
 
 /**

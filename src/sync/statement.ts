@@ -36,30 +36,47 @@ export interface Inputs {
   moments: Moments;
 }
 
+/** Some recipients, and all profiles that have a say about them, as SQL arrays. */
+export interface Some {
+  recipients: string;
+  profiles: string;
+}
+
+interface ComputedForm {
+  grouped: boolean;
+  counted: boolean;
+  ownKeys?: boolean;
+  some?: Some;
+}
+
 /**
- * (recipient, profile_id, beside, value, unsendable, rivals) of a definition's rows; recipient is null for a profile
- * without an identifier, `beside` is as it was written. `grouped` gives each recipient once, and `rivals`, some of the
- * profiles, where its rows have different values. `ownKeys` takes each row of `profiles` by itself, which halves the reading of them; a row that has
+ * (recipient, profile_id, beside, value, unsendable, rivals, others) of a definition's rows; recipient is null for a
+ * profile without an identifier, `beside` is as it was written, `others` are the profiles that have a say beside this one.
+ * `grouped` gives each recipient once, and `rivals`, some of the profiles, where its rows have different values. `some`
+ * asks for some recipients alone, of whom each profile that has a say is named. `ownKeys` takes each row of `profiles` by itself, which halves the reading of them; a row that has
  * not the project's own kind of key can't be told so, and is counted by `other_row`: the result is void then.
  */
-export function computedQuery(
-  inputs: Inputs,
-  { grouped, counted, ownKeys = false }: { grouped: boolean; counted: boolean; ownKeys?: boolean },
-): string {
+export function computedQuery(inputs: Inputs, { grouped, counted, ownKeys = false, some }: ComputedForm): string {
   const { definition, shape, people, moments } = inputs;
   const rows = `${asSubquery(bindMoments(definition.text.sql, moments).text)} as m`;
   const value = `${valueOf(shape.columns)} as value, ${unsendableOf(shape.columns)} as unsendable, null::text[] as rivals`;
   const computed = (more = ''): string => {
+    const alone = 'null::text[] as others';
     if (shape.person.by === 'identifier')
-      return `${directRecipient(shape.person, people.shape)}, ${value}${more} from ${rows}`;
+      return `${directRecipient(shape.person, people.shape)}, ${value}, ${alone}${more} from ${rows}`;
     const profile = 'm.profile_id::text as profile_id';
+    if (some !== undefined) {
+      return `r.recipient, ${profile}, r.beside, ${value}, ${LENDERS} as others${more}
+        from ${rows} join (${recipientsQuery(people, moments, some.profiles)}) as r on r.profile_id = m.profile_id
+        where m.profile_id = any(${some.profiles}) and r.recipient = any(${some.recipients})`;
+    }
     if (!ownKeys) {
-      return `r.recipient, ${profile}, r.beside, ${value}${more}
+      return `r.recipient, ${profile}, r.beside, ${value}, ${LENDERS} as others${more}
         from ${rows} left join (${recipientsQuery(people, moments)}) as r on r.profile_id = m.profile_id`;
     }
     const { there, recipient, beside } = ownKey(people.shape);
     return `case when ${there} then ${recipient} when r.profile_id is not null then '?' || nextval('pg_temp.other_row') end as recipient,
-        ${profile}, ${beside} as beside, ${value}${more}
+        ${profile}, ${beside} as beside, ${value}, ${alone}${more}
       from ${rows} left join (${peopleQuery(people, moments)}) as r on r.profile_id = m.profile_id`;
   };
   const counter = counted ? `, nextval('pg_temp.computed_row') as n` : '';
@@ -70,6 +87,9 @@ export function computedQuery(
       : `select c.*${counter} from (select ${computed()} offset 0) as c where ${hasValue(shape.columns)} or unsendable is not null offset 0`;
   return grouped ? groupedQuery(kept, inputs) : kept;
 }
+
+/** Whose userId the address stands for, where that is another's. */
+const LENDERS = 'case when r.lender is not null then array[r.lender] end';
 
 /** Enough of the profiles that disagree to find the mistake by. */
 const RIVALS = 10;
@@ -91,10 +111,12 @@ function groupedQuery(computed: string, { definition, shape: { columns }, people
   return `select recipient, ${least('profile_id')} as profile_id, ${least(besideOf(people.shape, 'beside'))} as beside,
       (array_agg(value order by ${valued} desc, value is null, profile_id collate "C", value))[1] as value,
       ${unsendable.length === 0 ? 'null::text[]' : `nullif(array_remove(array[${unsendable.join(', ')}], null), '{}')`} as unsendable,
-      ${isTrait ? `case when ${disagreement(columns, valued)} then (array_agg(distinct profile_id) filter (where ${valued}))[1:${RIVALS}] end` : 'null::text[]'} as rivals
+      ${isTrait ? `case when ${disagreement(columns, valued)} then (array_agg(distinct profile_id) filter (where ${valued}))[1:${RIVALS}] end` : 'null::text[]'} as rivals,
+      nullif(array_remove((select array_agg(distinct u.p collate "C") from unnest(array_agg(profile_id) || array_agg(others[1])) as u(p)
+        where u.p is not null), ${least('profile_id')}), '{}') as others
     from (${computed}) as computed where recipient is not null group by recipient
     union all
-    select null, profile_id, null, null, unsendable, null from (${computed}) as computed where recipient is null`;
+    select null, profile_id, null, null, unsendable, null, null from (${computed}) as computed where recipient is null`;
 }
 
 /** Whether the rows of a group that have a value have different ones; floats by a hair are the same. */
@@ -111,25 +133,13 @@ function disagreement(columns: readonly Column[], valued: string): string {
   return [`count(distinct value - array[${loose}]::text[]) ${only} > 1`, ...apart].join(' or ');
 }
 
-export const DELTA_TABLE = `create temporary table delta (
-  op "char" not null, recipient text collate "C", profile_id text collate "C", beside text collate "C", value jsonb,
-  old_value jsonb, columns text[], entered_at timestamptz, introduce boolean not null, unsendable boolean not null,
-  matched boolean not null, was_kept boolean not null, known boolean not null default false,
-  vanished boolean not null default false, rivals text[]
-) on commit drop`;
-
-/** Counts the rows of a computed query as they are made; a temporary one may be used in a read-only transaction. */
-export const ROW_COUNTERS =
-  'create temporary sequence computed_row cache 10000; create temporary sequence other_row cache 10000';
-
-export const STAGING_TABLE = `create temporary table staging (
-  recipient text collate "C", profile_id text collate "C", beside text collate "C", value jsonb, unsendable text[],
-  rivals text[]
-) on commit drop`;
-
 export interface Comparison {
   /** Null: nobody has the definition yet, and the state isn't looked at. */
   definitionId: number | null;
+  /** Whether the members that the state counts are to be read at the same moment (`member_count`). */
+  counted?: boolean;
+  /** The recipients to look at, as an SQL array; left out: all. */
+  only?: string;
   /** The schema of the state, unquoted. */
   schema: string;
   kind: 'audience' | 'trait';
@@ -137,6 +147,11 @@ export interface Comparison {
   columns: readonly Column[];
   /** Fields that the definition had when it last ran and has no more. */
   gone: readonly string[];
+}
+
+/** Always true; leaves the members that the state counts, as of the same moment as the snapshot, in a temporary sequence. */
+function countingMembers(schema: string, definitionId: number): string {
+  return `and (select setval('pg_temp.member_count', members + 1) from ${quoteIdentifier(schema)}.definition where id = ${definitionId}) is not null`;
 }
 
 /** The fields whose value differs, as an array; null where none does. */
@@ -159,7 +174,7 @@ function changedFields({ kind, onMissing, columns, gone }: Comparison): string {
  * isn't what the snapshot has.
  */
 export function compareStatement(computed: string, comparison: Comparison, people: PeopleShape): string {
-  const { definitionId, schema, kind, onMissing, columns } = comparison;
+  const { definitionId, schema, kind, onMissing, columns, counted = false, only } = comparison;
   const member = kind === 'audience' ? 'true' : hasValue(columns);
   // What can't be sent keeps what the snapshot has, unless another profile of the recipient has a value for it.
   const value = columns.some(isRisky)
@@ -169,16 +184,17 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
   const known =
     definitionId === null
       ? `select null::text collate "C" as recipient, null::text as profile_id, null::text as beside, null::jsonb as value,
-           false as kept, false as beside_changed, null::timestamptz as entered_at where false`
-      : `select * from ${quoteIdentifier(schema)}.snapshot where definition_id = ${definitionId}`;
+           null::text[] as others, false as kept, false as beside_changed, null::timestamptz as entered_at where false`
+      : `select * from ${quoteIdentifier(schema)}.snapshot where definition_id = ${definitionId}
+           ${only === undefined ? '' : `and recipient = any(${only})`} ${counted ? countingMembers(schema, definitionId) : ''}`;
   const gone =
     kind === 'trait' && onMissing === 'keep' ? `case when not kept then 'k' when unsendable then 's' end` : `'x'`;
   const beside = besideOf(people, 'beside');
-  const isSamePerson = `old_profile_id is not distinct from profile_id and not kept
+  const isSamePerson = `old_profile_id is not distinct from profile_id and not kept and old_others is not distinct from others
             and (old_beside is not distinct from beside or old_beside is not distinct from ${beside})`;
   const paired = `select c.present is true as computed, c.recipient, s.recipient as known_recipient, c.profile_id,
         s.profile_id as old_profile_id, c.beside, s.beside as old_beside, ${value} as value, s.value as old_value,
-        coalesce(s.kept, false) as kept, s.beside_changed, s.entered_at, c.rivals, c.unsendable is not null as unsendable
+        coalesce(s.kept, false) as kept, s.beside_changed, s.entered_at, c.rivals, c.others, s.others as old_others, c.unsendable is not null as unsendable
       from (select true as present, q.* from (${computed}) as q) as c
       full join (${known}) as s
         on s.recipient = c.recipient`;
@@ -196,10 +212,10 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
           else 't'
         end as op
       from (${judged}) as judged`;
-  return `insert into pg_temp.delta (op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, rivals)
+  return `insert into pg_temp.delta (op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, rivals, others)
     select op, coalesce(recipient, known_recipient), case when computed then profile_id else old_profile_id end,
       case when computed then ${beside} else old_beside end, ${settledValue(columns)}, old_value, columns, entered_at,
       case when op = 'c' then beside_changed or ${beside} is distinct from old_beside else op = 'e' end, unsendable,
-      computed and known_recipient is not null and not (kept and (rivals is not null or not member)), kept, rivals
+      computed and known_recipient is not null and not (kept and (rivals is not null or not member)), kept, rivals, others
     from (${classified}) as classified where op is not null`;
 }
