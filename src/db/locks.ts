@@ -10,10 +10,12 @@ const LOCK_CLASS = 0x70657273;
  * cut off by the server: others wait for the lock.
  */
 export async function lockDefinition(session: Client, definitionId: number): Promise<void> {
-  await session.query(
-    `select set_config('idle_in_transaction_session_timeout', '10000', true), pg_advisory_xact_lock($1::int4, $2::int4)`,
-    [LOCK_CLASS, definitionId],
-  );
+  await session.query(definitionLock(definitionId));
+}
+
+/** The statement by which `lockDefinition` does that, to be sent together with others. */
+export function definitionLock(definitionId: number): string {
+  return `select set_config('idle_in_transaction_session_timeout', '10000', true), pg_advisory_xact_lock(${LOCK_CLASS}, ${definitionId})`;
 }
 
 /** Waits until no other transaction gives fields to a definition. */

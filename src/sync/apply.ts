@@ -12,7 +12,8 @@ import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
  */
 export interface Applied {
   definitionId: number;
-  runId: number;
+  /** Null: what has changed was evaluated by itself. */
+  runId: number | null;
   key: string;
   name: string;
   kind: 'audience' | 'trait';
@@ -25,6 +26,8 @@ export interface Applied {
   first: boolean;
   /** 0 live, 1 scheduled. */
   priority: 0 | 1;
+  /** The recipients that were looked at; left out: all. */
+  some?: readonly string[];
 }
 
 /** The id of a track call, fixed when it arises: the same parts give the same id. */
@@ -256,8 +259,11 @@ async function writeHistory(session: Client, { definitionId, runId, now }: Appli
 }
 
 /** Recipients about whom profiles disagree now, for a person to look at: they keep what they had. */
-async function noteConflicts(session: Client, { definitionId }: Applied): Promise<void> {
-  await session.query(`delete from conflict where definition_id = ${definitionId}`);
+async function noteConflicts(session: Client, { definitionId, some }: Applied): Promise<void> {
+  await session.query(
+    `delete from conflict where definition_id = ${definitionId} ${some === undefined ? '' : 'and recipient = any($1)'}`,
+    some === undefined ? [] : [some],
+  );
   await session.query(
     `insert into conflict (definition_id, recipient, profiles, others)
      select ${definitionId}, recipient, array_remove(rivals, null), array_append(others, profile_id) from delta where op = 'd'`,

@@ -39,6 +39,8 @@ export interface DefinitionRow {
   computationId: string;
   members: number;
   first: boolean;
+  /** Whether changes are followed, so that a run in full isn't the only one who writes. */
+  live: boolean;
   textHash: string | null;
   fields: Readonly<Record<string, string>>;
 }
@@ -49,6 +51,7 @@ export const UNREGISTERED: DefinitionRow = {
   computationId: 'not_registered_yet',
   members: 0,
   first: true,
+  live: false,
   textHash: null,
   fields: {},
 };
@@ -76,7 +79,7 @@ async function readClock({ state }: Databases): Promise<string> {
 export async function readDefinition(databases: Databases, key: string): Promise<DefinitionRow> {
   const row = await databases.state.db
     .selectFrom('definition')
-    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields'])
+    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields', 'tracking'])
     .where('key', '=', key)
     .executeTakeFirst();
   if (row === undefined) throw new OperatorError(`No definition has the key "${key}".`);
@@ -85,6 +88,7 @@ export async function readDefinition(databases: Databases, key: string): Promise
     computationId: row.computation_id,
     members: row.members,
     first: row.first_run_at === null,
+    live: row.tracking === 'live',
     textHash: row.text_hash,
     fields: row.fields as Record<string, string>,
   };
@@ -247,7 +251,10 @@ export async function countChanges(session: Client, inputs: Inputs, row: Definit
 }
 
 /** A few profiles that share a recipient and disagree about it are counted; many of them are a mistake in the SQL. */
-export function refuseConflicts({ key, text }: Definition, { before, members, conflicting }: RunCounts): void {
+export function refuseConflicts(
+  { key, text }: Definition,
+  { before, members, conflicting }: Pick<RunCounts, 'before' | 'members' | 'conflicting'>,
+): void {
   if (conflicting <= Math.max(before, members + conflicting) * CONFLICT_SHARE) return;
   throw new OperatorError([
     {

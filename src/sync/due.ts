@@ -1,4 +1,5 @@
-import type { Queryable } from '../db/connect.js';
+import { inTransaction, type Client, type Pool, type Queryable } from '../db/connect.js';
+import { lockDefinition } from '../db/locks.js';
 
 /**
  * The table `due`: whose rows have changed in the source, for each definition that follows changes. It is a queue, not a
@@ -39,7 +40,108 @@ export async function wantFull(
     `with wanted as (
        update definition set full_wanted = nextval('version'), due_at = least(due_at, clock_timestamp())
        where key = any($1) and tracking = 'live' returning id)
-     delete from due using wanted where $2 and due.definition_id = wanted.id and due.parked_at is null and due.claimed_by is null`,
+     delete from due using wanted where $2 and due.definition_id = wanted.id and due.parked_at is null`,
     [keys, dropDue],
+  );
+}
+
+/** What a run in full knows of its start. */
+export interface Start {
+  /** What was wanted by then: the run settles that and nothing that is asked for later. */
+  fullWanted: number;
+  /** Whether nothing but corrections is left to find: changes were followed, and no run in full was wanted. */
+  isReconcile: boolean;
+}
+
+/**
+ * Marks the start of a full run of a definition that follows changes, in a transaction of its own under the definition's
+ * lock: whatever is evaluated after its commit is noted, and newer than what the run computes. `claims`: nothing can be
+ * evaluated singly at present, so what is due by now is settled by this run.
+ */
+export async function markStart(
+  pool: Pool,
+  { definitionId, runId, claims }: { definitionId: number; runId: number; claims: boolean },
+): Promise<Start> {
+  return inTransaction(pool, async (client) => {
+    await lockDefinition(client, definitionId);
+    const { rows } = await client.query<{ wanted: number; settled: boolean }>(
+      `update definition set full_run = $2 where id = $1
+       returning full_wanted as wanted, full_wanted = full_done and tracking = 'live' as settled`,
+      [definitionId, runId],
+    );
+    await client.query('delete from noted where definition_id = $1', [definitionId]);
+    await client.query(`update due set claimed_by = $2 where definition_id = $1 and claimed_by is distinct from $2`, [
+      definitionId,
+      claims ? runId : null,
+    ]);
+    const { wanted = 0, settled = false } = rows[0] ?? {};
+    return { fullWanted: wanted, isReconcile: settled && !claims };
+  });
+}
+
+/** More than these aren't looked for in `delta`: the run writes what it has computed, and they are evaluated after it. */
+const LEFT_OUT_AT_MOST = 5_000;
+
+/**
+ * Leaves out of `delta`, under the definition's lock, what was evaluated since the run's start, and what waits to be: for
+ * these people the run knows only what was before. With a profile go all whom it shares or shared a recipient with, and
+ * with an exit the entry that belongs to it. False where too many wait to be looked for. The bare names are the state's.
+ */
+export async function leaveOut(session: Client, definitionId: number): Promise<boolean> {
+  const snapshot = `snapshot_${definitionId}`;
+  const waiting = await session.query<{ profiles: readonly string[] | null }>(
+    `select array_agg(profile_id) as profiles from (
+       select profile_id from due where definition_id = ${definitionId}
+         and claimed_by is distinct from (select full_run from definition where id = ${definitionId})
+       union select profile_id from validity where definition_id = ${definitionId} and until <= clock_timestamp()
+       limit ${LEFT_OUT_AT_MOST + 1}) as w`,
+  );
+  const profiles = waiting.rows[0]?.profiles ?? [];
+  const isComplete = profiles.length <= LEFT_OUT_AT_MOST;
+  await session.query(
+    `with named as materialized (
+       select profile_id from unnest($1::text[]) as w(profile_id)
+       union select name from noted where definition_id = ${definitionId} and kind = 'p'),
+     touched as materialized (
+       select profile_id from named
+       union select unnest(s.profile_id || s.others) from ${snapshot} as s
+         where s.profile_id = any(array(select profile_id from named)) or s.others && array(select profile_id from named)),
+     met as materialized (
+       select d.recipient, d.profile_id from pg_temp.delta as d left join ${snapshot} as s on s.recipient = d.recipient
+       where d.recipient in (select name from noted where definition_id = ${definitionId} and kind = 'r')
+         or d.profile_id in (select profile_id from touched) or s.profile_id in (select profile_id from touched)
+         or d.others && array(select profile_id from touched) or s.others && array(select profile_id from touched))
+     delete from pg_temp.delta where op <> 'w'
+       and (recipient in (select recipient from met) or profile_id in (select profile_id from met))`,
+    [isComplete ? profiles : []],
+  );
+  return isComplete;
+}
+
+/** Recipients that a comparison found to be other than what following changes has left: it must find none. */
+export async function countCorrections(session: Client): Promise<number> {
+  const { rows } = await session.query<{ corrections: string }>(
+    `select count(*) as corrections from pg_temp.delta where op in ('e', 'x', 'c', 't', 'k')`,
+  );
+  return Number(rows[0]?.corrections);
+}
+
+/** Sets what can't be evaluated aside, with the reason in a sentence, so that it holds up nobody else. */
+export async function park(
+  pool: Queryable,
+  definitionId: number,
+  ids: readonly number[],
+  reason: string,
+): Promise<void> {
+  await pool.query(
+    `update due set parked_at = clock_timestamp(), reason = $3 where definition_id = $1 and id = any($2) and parked_at is null`,
+    [definitionId, ids, reason],
+  );
+}
+
+/** Has what was set aside for an hour tried again. */
+export async function retryParked(pool: Queryable): Promise<void> {
+  await pool.query(
+    `update due set parked_at = null, reason = null, at = clock_timestamp() where parked_at < clock_timestamp() - interval '1 hour'`,
   );
 }

@@ -1,5 +1,6 @@
 import { bindMoments } from '../core/moments.js';
 import type { SqlText } from '../core/definition.js';
+import type { Queryable } from '../db/connect.js';
 import { asSubquery, type Moments, type PeopleShape } from './shape.js';
 
 /**
@@ -9,6 +10,8 @@ import { asSubquery, type Moments, type PeopleShape } from './shape.js';
 export interface People {
   text: SqlText;
   shape: PeopleShape;
+  /** Whether `user_id` is known to be nothing but `profile_id` as text, so that an index on one finds the other. */
+  userIdIsProfileId?: boolean;
 }
 
 /** An identifier in the form in which it is compared and sent; null where it is absent. */
@@ -96,3 +99,79 @@ export function directRecipient(person: { email: boolean; userId: boolean }, { k
       return `coalesce('e:' || ${email}, 'u:' || ${userId}) as recipient, null::text as profile_id, case when ${email} is not null then ${userId} end as beside`;
   }
 }
+
+/** (profile_id) of the profiles that exist among `only`, an SQL array of profile ids. */
+export function presentQuery(people: People, moments: Moments, only: string): string {
+  return `select distinct p.profile_id from (${peopleQuery(people, moments)}) as p where p.profile_id = any(${only})`;
+}
+
+/**
+ * (profile_id) of those whose recipients hang on the rows of `only` in `profiles`, an SQL array: in a hybrid project an
+ * address stands for the smallest userId that anybody holds beside it. Null where each profile's hang on its own alone.
+ */
+export function neighboursQuery(people: People, moments: Moments, only: string): string | null {
+  if (people.shape.key !== 'hybrid' || !people.shape.email) return null;
+  const all = `(${peopleQuery(people, moments)})`;
+  return `select q.profile_id from ${all} as q where lower(btrim(q.email)) = any(array(
+    select lower(btrim(p.email)) from ${all} as p where p.profile_id = any(${only}) and ${hasEmail('p.email')}))`;
+}
+
+/** (profile_id) of all who may have one of `recipients`, an SQL array of text; more than have it, never fewer. */
+export function holdersQuery(people: People, moments: Moments, recipients: string): string {
+  const all = `(${peopleQuery(people, moments)})`;
+  const { key, userId, email, profileType } = people.shape;
+  const ids = (kind: 'u' | 'e'): string =>
+    `array(select ${uncollated('substr(w.recipient, 3)')} from unnest(${recipients}) as w(recipient) where starts_with(w.recipient, '${kind}:'))`;
+  const byUserId = (column: string): string =>
+    people.userIdIsProfileId === true
+      ? `${column}.profile_id = any(array(select ${castOf(profileType, 'i.id')} from unnest(${ids('u')}) as i(id)))`
+      : `${column}.user_id = any(${ids('u')})`;
+  const byEmail = `lower(btrim(p.email)) = any(${ids('e')})`;
+  const among = (condition: string): string => `select p.profile_id from ${all} as p where ${condition}`;
+  const parts = [
+    ...(userId ? [among(byUserId('p'))] : []),
+    ...(email && key !== 'user_id' ? [among(byEmail)] : []),
+    // An address that stands for one of the userIds.
+    ...(key === 'hybrid' && userId && email
+      ? [
+          among(
+            `lower(btrim(p.email)) = any(array(select lower(btrim(o.email)) from ${all} as o where ${byUserId('o')} and ${hasEmail('o.email')}))`,
+          ),
+        ]
+      : []),
+  ];
+  return parts.join(' union ');
+}
+
+/** Whether `user_id` is made from `profile_id` by a cast alone, as PostgreSQL's plan writes both out. Executes nothing. */
+export async function isUserIdProfileId(client: Queryable, people: People, moments: Moments): Promise<boolean> {
+  if (!people.shape.userId) return false;
+  const { rows } = await client.query<{ 'QUERY PLAN': string }>(
+    `explain (verbose, costs off, format json)
+     select q.profile_id, q.user_id::text from ${asSubquery(bindMoments(people.text.sql, moments).text)} as q`,
+  );
+  const plan = JSON.parse(rows[0]?.['QUERY PLAN'] ?? '[]') as readonly { Plan?: { Output?: readonly string[] } }[];
+  const [profile, user] = plan[0]?.Plan?.Output ?? [];
+  return profile !== undefined && (user === profile || user === `(${profile})::text`);
+}
+
+const INTEGERS: Readonly<Record<string, { digits: number; least: string; most: string }>> = {
+  smallint: { digits: 5, least: '-32768', most: '32767' },
+  integer: { digits: 10, least: '-2147483648', most: '2147483647' },
+  bigint: { digits: 19, least: '-9223372036854775808', most: '9223372036854775807' },
+};
+const UUID = '^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$';
+
+/** Text as a value of `type`, of profile ids; null where it is none, for the types that ids commonly have. */
+export function castOf(type: string, text: string): string {
+  const range = INTEGERS[type];
+  if (range !== undefined) {
+    const { digits, least, most } = range;
+    return `(case when ${text} ~ '^-?[0-9]{1,${digits}}$' then case when ${text}::numeric between ${least} and ${most} then ${text}::${type} end end)`;
+  }
+  if (type === 'uuid') return `(case when ${text} ~ '${UUID}' then ${text}::uuid end)`;
+  return `${uncollated(text)}::${type}`;
+}
+
+/** Text without a collation of its own: compared with a column it takes that column's, as the column's index has it. */
+const uncollated = (text: string): string => `(to_jsonb(${text}) #>> '{}')`;

@@ -48,6 +48,10 @@ export interface Finish {
   phases: Readonly<Record<string, number>>;
   /** When the definition is due again once the run has answered its moment; null: never by itself. */
   dueInMs: number | null;
+  /** What a full run settles of `definition.full_wanted`; null: nothing. */
+  fullDone: number | null;
+  /** What it found that following changes had missed; null: it can't tell. */
+  corrections: number | null;
 }
 
 /**
@@ -56,10 +60,10 @@ export interface Finish {
  * no longer open: another instance leads, and has given it up.
  */
 export async function finishRun(client: Queryable, { id }: RunRecord, finish: Finish): Promise<boolean> {
-  const { outcome, counts, error, phases, dueInMs } = finish;
+  const { outcome, counts, error, phases, dueInMs, fullDone, corrections } = finish;
   const finished = await client.query(
     `update run set finished_at = clock_timestamp(), outcome = $2, error = $3, phases = $4, members = $5, entered = $6, exited = $7,
-       changed = $8, nulled = $9, without_identifier = $10, conflicting = $11, skipped_values = $12
+       changed = $8, nulled = $9, without_identifier = $10, conflicting = $11, skipped_values = $12, corrections = $13
      where id = $1 and outcome is null
      -- Whoever leads next waits for this row: an instance that stands still before it commits is cut off.
      returning set_config('idle_in_transaction_session_timeout', '3000', true)`,
@@ -76,13 +80,20 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
       counts?.withoutIdentifier ?? null,
       counts?.conflicting ?? null,
       counts?.skippedValues ?? null,
+      corrections,
     ],
   );
   if (finished.rowCount === 0) return false;
   await client.query(
-    `update definition as d set due_at = clock_timestamp() + $2 * interval '1 millisecond'
-     from run as r where r.id = $1 and d.id = r.definition_id and d.due_at = r.scheduled_for`,
-    [id, dueInMs],
+    `with ended as (delete from due using run as r where r.id = $1 and $3::bigint is not null
+       and due.definition_id = r.definition_id and due.claimed_by = r.id)
+     update definition as d set full_run = case when d.full_run = r.id then null else d.full_run end,
+       full_done = greatest(d.full_done, $3::bigint),
+       due_at = case when d.full_wanted > greatest(d.full_done, $3::bigint) and $3::bigint is not null then clock_timestamp()
+         when d.due_at = r.scheduled_for then clock_timestamp() + $2 * interval '1 millisecond' else d.due_at end
+     from run as r where r.id = $1 and d.id = r.definition_id
+       and (d.due_at = r.scheduled_for or d.full_run = r.id or $3::bigint is not null)`,
+    [id, dueInMs, fullDone],
   );
   return true;
 }

@@ -23,6 +23,7 @@ import {
 } from './comparison.js';
 import { beginRun, withRunSession } from './compute.js';
 import type { RunCounts } from './delta.js';
+import { countCorrections, leaveOut, markStart, type Start } from './due.js';
 import { explainRunError } from './privileges.js';
 import {
   finishRun,
@@ -51,8 +52,8 @@ export interface RunRequest {
   trigger: RunTrigger;
   /** The held run that a person approved. */
   approves: number | null;
-  /** When the definition is due again, in milliseconds from the end of the run given how long it took; null: never. */
-  nextDueMs: (tookMs: number) => number | null;
+  /** When the definition is due again, in milliseconds from the end of the run given what became of it; null: never. */
+  nextDueMs: (ended: { tookMs: number; outcome: RunOutcome; live: boolean }) => number | null;
 }
 
 export interface RunResult {
@@ -69,6 +70,8 @@ export interface RunResult {
 export interface RunContext extends CompareContext {
   /** Who leads; written with each run. */
   leader: string;
+  /** Moves all that was captured in the source so far to where it is evaluated; left out where nothing is captured. */
+  moveCaptured?: () => Promise<void>;
 }
 
 /** What one run carries along. */
@@ -80,6 +83,8 @@ interface Run {
   record: RunRecord;
   textHash: string;
   clock: Clock;
+  /** Null: changes of the definition aren't followed. */
+  start: Start | null;
 }
 
 interface Clock {
@@ -118,8 +123,9 @@ export async function runDefinition(
   const { pool } = databases.state;
   const record = await recordRun(pool, { definitionId: row.id, trigger, approves, leader, textHash });
   if (record === null) return null;
-  const run: Run = { context, definition, request, row, record, textHash, clock: startClock() };
+  const run: Run = { context, definition, request, row, record, textHash, clock: startClock(), start: null };
   try {
+    if (row.live) run.start = await beginFollowed(run);
     const moments = momentsAt(record.now, definition);
     const inputs = await run.clock.timed('describe', () => prepareInputs(context, definition, moments));
     refuseTypeChange(definition, row, inputs.shape);
@@ -142,6 +148,13 @@ export async function runDefinition(
       cause: isExpected(explained) ? null : error,
     };
   }
+}
+
+/** What is due can't be evaluated singly before a first run, a new text, or while a person decides: then this run does. */
+async function beginFollowed({ context, row, record, textHash }: Run): Promise<Start> {
+  const { state } = context.databases;
+  const claims = row.first || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
+  return markStart(state.pool, { definitionId: row.id, runId: record.id, claims });
 }
 
 /** A run that was stopped with its leader: its moment stays due. */
@@ -169,13 +182,16 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return null;
     }
+    if (run.start !== null) await context.moveCaptured?.();
     // What changes is looked up in the snapshot, which has just been read: its pages are in memory.
     await session.query('set local statement_timeout = 0; set local random_page_cost = 1.1');
     const held = await readHeldRun(databases.state, run.row.id);
     await lockDefinition(session, run.row.id);
     // Nobody else writes from here on: who was erased meanwhile is left out, and the members stand still.
     const row = { ...run.row, members: await readMembers(session, run.row.id) };
+    const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id));
     const counts = await countChanges(session, inputs, row);
+    const corrections = run.start?.isReconcile === true && isComplete ? await countCorrections(session) : null;
     refuseConflicts(definition, counts);
     const verdict = judgeGuard(definition.guard, counts, { first: row.first });
     const approved =
@@ -194,7 +210,8 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
     }
     await closeDefinition(session, inputs, row, { members: counts.members, textHash, recount: grouped });
     if (held !== null) await releaseHeldRun(session, held, approved);
-    if (!(await finishRun(session, record, finishOf(run, 'succeeded', counts, null)))) {
+    const finish = finishOf(run, 'succeeded', counts, null);
+    if (!(await finishRun(session, record, { ...finish, fullDone: run.start?.fullWanted ?? null, corrections }))) {
       await session.query('rollback');
       return superseded(run);
     }
@@ -204,12 +221,13 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
 }
 
 function finishOf(
-  { clock, request }: Run,
+  { clock, request, row }: Run,
   outcome: RunOutcome,
   counts: RunCounts | null,
   error: string | null,
 ): Finish {
-  return { outcome, counts, error, phases: clock.phases, dueInMs: request.nextDueMs(clock.tookMs()) };
+  const dueInMs = request.nextDueMs({ tookMs: clock.tookMs(), outcome, live: row.live });
+  return { outcome, counts, error, phases: clock.phases, dueInMs, fullDone: null, corrections: null };
 }
 
 /**

@@ -62,6 +62,9 @@ export async function abandonRuns(context: RunContext): Promise<number> {
       [context.leader],
     );
     await client.query(
+      `update definition set full_run = null where full_run in (select id from run where outcome is not null)`,
+    );
+    await client.query(
       `update definition as d set due_at = now() + interval '1 hour'
        where d.due_at is not null and (
          select count(*) from run as r where r.definition_id = d.id and r.scheduled_for = d.due_at and r.outcome = 'abandoned') >= $1`,
@@ -104,7 +107,7 @@ export function startScheduler({ context, scheduled, draining, config, log, onRu
     const work = abandonOpenRuns(context.databases.state.pool, definition.key).then(() =>
       runDefinition({ ...context, config: config() }, definition, {
         ...request,
-        nextDueMs: (tookMs) => nextDueMs(definition.cadence, definition.key, tookMs),
+        nextDueMs: ({ tookMs }) => nextDueMs(definition.cadence, definition.key, tookMs),
       }),
     );
     underWay.add(work);

@@ -24,6 +24,10 @@ export interface Shape {
   /** Whether rows name a profile, or a recipient directly. */
   person: { by: 'profile'; type: string } | { by: 'identifier'; email: boolean; userId: boolean };
   columns: readonly Column[];
+  /** The type of `valid_until`, the moment at which a profile has to be looked at again; null: no such column. */
+  validUntil: 'timestamptz' | 'timestamp' | null;
+  /** Whether rows say by `member` who is one; the others only have a `valid_until`. */
+  member: boolean;
 }
 
 export interface PeopleShape {
@@ -196,6 +200,7 @@ export async function describeDefinition(client: Client, definition: Definition,
     );
   }
   const byProfile = names.includes('profile_id');
+  const typeOf = (name: string): string | null => columns.find((column) => column.name === name)?.type.name ?? null;
   const isIdentity = (name: string): boolean => (byProfile ? name === 'profile_id' : IDENTITY.has(name));
   for (const name of definition.properties.filter((property) => !names.includes(property))) {
     problems.push(`"${key}" has \`${name}\` under \`properties\` but gives no such column.`);
@@ -218,6 +223,21 @@ export async function describeDefinition(client: Client, definition: Definition,
   for (const { name } of ridersNamedAsFields) {
     problems.push(`The column \`${name}\` of "${key}" rides along under the name of a field; give it another name.`);
   }
+  const validUntil = typeOf('valid_until');
+  if (validUntil !== null && !validUntil.startsWith('timestamp')) {
+    problems.push(
+      `"${key}" gives \`valid_until\` as ${validUntil}; it must be a timestamptz, the moment at which a profile has to be looked at again.`,
+    );
+  }
+  const member = typeOf('member');
+  if (member !== null && member !== 'boolean') {
+    problems.push(`"${key}" gives \`member\` as ${member}; it must be a boolean: whether the profile is one now.`);
+  }
+  if (!byProfile && (validUntil !== null || member !== null)) {
+    problems.push(
+      `"${key}" gives \`${validUntil === null ? 'member' : 'valid_until'}\` without \`profile_id\`: only profiles are looked at again.`,
+    );
+  }
   refuse(text, problems);
   const describe =
     (field: string | null) =>
@@ -235,5 +255,7 @@ export async function describeDefinition(client: Client, definition: Definition,
       ...fields.map((column) => describe(traitField(definition, column.name))(column)),
       ...rest.filter(({ name }) => definition.properties.includes(name)).map(describe(null)),
     ],
+    validUntil: validUntil === null ? null : validUntil.endsWith('without time zone') ? 'timestamp' : 'timestamptz',
+    member: member !== null,
   };
 }

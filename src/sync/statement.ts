@@ -58,7 +58,8 @@ interface ComputedForm {
  */
 export function computedQuery(inputs: Inputs, { grouped, counted, ownKeys = false, some }: ComputedForm): string {
   const { definition, shape, people, moments } = inputs;
-  const rows = `${asSubquery(bindMoments(definition.text.sql, moments).text)} as m`;
+  const written = asSubquery(bindMoments(definition.text.sql, moments).text);
+  const rows = shape.member ? `(select * from ${written} as w where w.member) as m` : `${written} as m`;
   const value = `${valueOf(shape.columns)} as value, ${unsendableOf(shape.columns)} as unsendable, null::text[] as rivals`;
   const computed = (more = ''): string => {
     const alone = 'null::text[] as others';
@@ -68,7 +69,7 @@ export function computedQuery(inputs: Inputs, { grouped, counted, ownKeys = fals
     if (some !== undefined) {
       return `r.recipient, ${profile}, r.beside, ${value}, ${LENDERS} as others${more}
         from ${rows} join (${recipientsQuery(people, moments, some.profiles)}) as r on r.profile_id = m.profile_id
-        where m.profile_id = any(${some.profiles}) and r.recipient = any(${some.recipients})`;
+        where m.profile_id = any(${some.profiles}) and r.recipient collate "C" = any(${some.recipients})`;
     }
     if (!ownKeys) {
       return `r.recipient, ${profile}, r.beside, ${value}, ${LENDERS} as others${more}
@@ -85,7 +86,7 @@ export function computedQuery(inputs: Inputs, { grouped, counted, ownKeys = fals
     definition.kind === 'audience'
       ? `select ${computed(counter)} offset 0`
       : `select c.*${counter} from (select ${computed()} offset 0) as c where ${hasValue(shape.columns)} or unsendable is not null offset 0`;
-  return grouped ? groupedQuery(kept, inputs) : kept;
+  return grouped ? groupedQuery(kept, inputs, some === undefined) : kept;
 }
 
 /** Whose userId the address stands for, where that is another's. */
@@ -99,7 +100,11 @@ const RIVALS = 10;
  * Profiles that share a recipient disagree where their fields differ; what only rides along may. A field can't be sent
  * where one of the rows says so.
  */
-function groupedQuery(computed: string, { definition, shape: { columns }, people }: Inputs): string {
+function groupedQuery(
+  computed: string,
+  { definition, shape: { columns }, people }: Inputs,
+  withAbsent: boolean,
+): string {
   const isTrait = definition.kind === 'trait';
   const valued = isTrait ? hasValue(columns) : 'true';
   const unsendable = columns.filter(isRisky).map((column) => {
@@ -115,8 +120,7 @@ function groupedQuery(computed: string, { definition, shape: { columns }, people
       nullif(array_remove((select array_agg(distinct u.p collate "C") from unnest(array_agg(profile_id) || array_agg(others[1])) as u(p)
         where u.p is not null), ${least('profile_id')}), '{}') as others
     from (${computed}) as computed where recipient is not null group by recipient
-    union all
-    select null, profile_id, null, null, unsendable, null, null from (${computed}) as computed where recipient is null`;
+    ${withAbsent ? `union all select null, profile_id, null, null, unsendable, null, null from (${computed}) as computed where recipient is null` : ''}`;
 }
 
 /** Whether the rows of a group that have a value have different ones; floats by a hair are the same. */
@@ -138,8 +142,8 @@ export interface Comparison {
   definitionId: number | null;
   /** Whether the members that the state counts are to be read at the same moment (`member_count`). */
   counted?: boolean;
-  /** The recipients to look at, as an SQL array; left out: all. */
-  only?: string;
+  /** The recipients to look at, and the profiles of theirs that exist (as text), as SQL arrays; left out: all. */
+  some?: { recipients: string; present: string };
   /** The schema of the state, unquoted. */
   schema: string;
   kind: 'audience' | 'trait';
@@ -174,7 +178,7 @@ function changedFields({ kind, onMissing, columns, gone }: Comparison): string {
  * isn't what the snapshot has.
  */
 export function compareStatement(computed: string, comparison: Comparison, people: PeopleShape): string {
-  const { definitionId, schema, kind, onMissing, columns, counted = false, only } = comparison;
+  const { definitionId, schema, kind, onMissing, columns, counted = false, some } = comparison;
   const member = kind === 'audience' ? 'true' : hasValue(columns);
   // What can't be sent keeps what the snapshot has, unless another profile of the recipient has a value for it.
   const value = columns.some(isRisky)
@@ -186,7 +190,7 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
       ? `select null::text collate "C" as recipient, null::text as profile_id, null::text as beside, null::jsonb as value,
            null::text[] as others, false as kept, false as beside_changed, null::timestamptz as entered_at where false`
       : `select * from ${quoteIdentifier(schema)}.snapshot where definition_id = ${definitionId}
-           ${only === undefined ? '' : `and recipient = any(${only})`} ${counted ? countingMembers(schema, definitionId) : ''}`;
+           ${some === undefined ? '' : `and recipient = any(${some.recipients})`} ${counted ? countingMembers(schema, definitionId) : ''}`;
   const gone =
     kind === 'trait' && onMissing === 'keep' ? `case when not kept then 'k' when unsendable then 's' end` : `'x'`;
   const beside = besideOf(people, 'beside');
@@ -212,10 +216,11 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
           else 't'
         end as op
       from (${judged}) as judged`;
-  return `insert into pg_temp.delta (op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, rivals, others)
+  return `insert into pg_temp.delta (op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, vanished, rivals, others)
     select op, coalesce(recipient, known_recipient), case when computed then profile_id else old_profile_id end,
       case when computed then ${beside} else old_beside end, ${settledValue(columns)}, old_value, columns, entered_at,
       case when op = 'c' then beside_changed or ${beside} is distinct from old_beside else op = 'e' end, unsendable,
-      computed and known_recipient is not null and not (kept and (rivals is not null or not member)), kept, rivals, others
+      computed and known_recipient is not null and not (kept and (rivals is not null or not member)), kept,
+      ${some === undefined ? 'false' : `op = 'x' and coalesce(not old_profile_id = any(${some.present}), false)`}, rivals, others
     from (${classified}) as classified where op is not null`;
 }

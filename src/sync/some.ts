@@ -1,0 +1,159 @@
+import { bindMoments } from '../core/moments.js';
+import { quoteIdentifier } from '../db/connect.js';
+import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery } from './people.js';
+import { asSubquery } from './shape.js';
+import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
+
+/**
+ * The comparison of some profiles alone: which others and which recipients have to be looked at with them, so that what is
+ * found is what a run in full would find about these recipients.
+ *
+ *   called     whose rows have changed
+ *   affected   whose recipients may have changed by that: they, those they share or shared a recipient with, and in a
+ *              hybrid project all who hold one of their addresses
+ *   wanted     the recipients that those had, as the snapshot knows, and the ones that they have now
+ *   holders    everybody with a say about those: their rows alone are computed
+ *
+ * Each list is an array by the time it is compared with a column, so that PostgreSQL pushes the condition down through
+ * GROUP BY, DISTINCT and set operations to its indexes, which it does for no other form of sub-query.
+ */
+export interface Evaluated {
+  /** Profiles all of whose recipients were looked at, and these recipients. */
+  affected: readonly string[];
+  wanted: readonly string[];
+  /** When these profiles have to be looked at again, in PostgreSQL's own writing: [profile_id, moment]. */
+  windows: readonly (readonly [string, string])[];
+}
+
+/** The snapshot rows and conflicts that profiles of `called`, an SQL array of text, have a say in: (profile_id, others). */
+function touchedQuery({ definitionId, schema }: Comparison, called: string): string {
+  const snapshot = `${quoteIdentifier(schema)}.snapshot_${definitionId}`;
+  return `select profile_id, others from ${snapshot} where profile_id = any(${called})
+    union all select profile_id, others from ${snapshot} where others && (${called})
+    union all select null, others from ${quoteIdentifier(schema)}.conflict where definition_id = ${definitionId} and others && (${called})`;
+}
+
+/** The recipients that profiles of `affected`, an SQL array of text, have a say in so far. */
+function beforeQuery({ definitionId, schema }: Comparison, affected: string): string {
+  const snapshot = `${quoteIdentifier(schema)}.snapshot_${definitionId}`;
+  return `select recipient from ${snapshot} where profile_id = any(${affected})
+    union select recipient from ${snapshot} where others && (${affected})
+    union select recipient from ${quoteIdentifier(schema)}.conflict where definition_id = ${definitionId} and others && (${affected})`;
+}
+
+/** When each of `profiles`, an SQL array of their own type, has to be looked at again: (profile_id, until). */
+function windowsQuery({ definition, shape, moments }: Inputs, profiles: string): string {
+  const until = shape.validUntil === 'timestamp' ? `m.valid_until at time zone 'UTC'` : 'm.valid_until';
+  return `select m.profile_id::text as profile_id, min(${until})::text as until
+    from ${asSubquery(bindMoments(definition.text.sql, moments).text)} as m
+    where m.profile_id = any(${profiles}) and isfinite(${until}) group by 1`;
+}
+
+/** The profiles of an array of text that fit their type. */
+const typed = (type: string, ids: string): string =>
+  `array(select ${castOf(type, 'i.id')} from unnest(${ids}) as i(id))`;
+
+/** The parameters of the statement that evaluates in one database. */
+export const CALLED = '$1::text[]';
+export const NOW = '$2::timestamptz';
+
+/**
+ * One statement that fills `delta` and gives what it looked at, where source and state are one database. Bare names are
+ * those of the source.
+ */
+export function evaluateStatement(inputs: Inputs, comparison: Comparison): string {
+  const { people, moments, shape } = inputs;
+  const { profileType } = people.shape;
+  const called = `array(select profile_id from called)`;
+  const affected = 'array(select profile_id from affected)';
+  const affectedText = 'array(select profile_id::text collate "C" from affected)';
+  const wanted = 'array(select recipient from wanted)';
+  const neighbours = neighboursQuery(people, moments, called);
+  const computed = computedQuery(inputs, {
+    grouped: true,
+    counted: false,
+    some: { recipients: wanted, profiles: 'array(select profile_id from holders)' },
+  });
+  const compared = compareStatement(
+    computed,
+    { ...comparison, some: { recipients: wanted, present: 'array(select profile_id::text collate "C" from present)' } },
+    people.shape,
+  );
+  const windows =
+    shape.validUntil === null
+      ? `'{}'::text[]`
+      : `array(select array[profile_id, until] from (${windowsQuery(inputs, affected)}) as windows)`;
+  return `with called as materialized (select distinct ${castOf(profileType, 'i.id')} as profile_id from unnest(${CALLED}) as i(id)),
+    touched as materialized (${touchedQuery(comparison, CALLED)}),
+    affected as materialized (
+      select profile_id from called where profile_id is not null
+      union select ${castOf(profileType, 't.id')} from (select profile_id as id from touched union select unnest(others) from touched) as t
+      where ${castOf(profileType, 't.id')} is not null
+      ${neighbours === null ? '' : `union ${neighbours}`}),
+    before as materialized (${beforeQuery(comparison, `${affectedText} || ${CALLED}`)}),
+    held as materialized (${recipientsQuery(people, moments, affected)}),
+    wanted as materialized (select recipient from before union select recipient collate "C" from held where recipient is not null),
+    holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
+    present as materialized (${presentQuery(people, moments, affected)}),
+    filled as (${compared} returning 1)
+    select ${affectedText} || ${CALLED} as affected, ${wanted} as wanted, ${windows} as windows,
+      (select count(*)::int4 from filled) as differing, ${NOW} as now`;
+}
+
+/** The steps of the same where source and state are two databases; each text takes what the one before has given. */
+export interface Steps {
+  /** State: $1 called → (id) of all that are touched. */
+  touched: string;
+  /** Source: $1 called → (id) of the neighbours; null: there are none. */
+  neighbours: string | null;
+  /** State: $1 affected → (recipient). */
+  before: string;
+  /** Source: $1 affected, $2 before, $3 now → one row: what was computed, as arrays, and what was looked at. */
+  computed: string;
+  /** State: fills `delta` from those arrays: $1 … $7 the columns of what was computed, $8 wanted, $9 present. */
+  compared: string;
+}
+
+const COMPUTED_COLUMNS = ['recipient', 'profile_id', 'beside', 'value', 'unsendable', 'rivals', 'others'] as const;
+
+export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
+  const { people, moments, shape } = inputs;
+  const { profileType } = people.shape;
+  const neighbours = neighboursQuery(people, moments, typed(profileType, '$1::text[]'));
+  const affected = 'array(select profile_id from affected)';
+  const wanted = 'array(select recipient from wanted)';
+  const computed = computedQuery(inputs, {
+    grouped: true,
+    counted: false,
+    some: { recipients: wanted, profiles: 'array(select profile_id from holders)' },
+  });
+  const windows =
+    shape.validUntil === null
+      ? `'{}'::text[]`
+      : `array(select array[profile_id, until] from (${windowsQuery(inputs, affected)}) as windows)`;
+  return {
+    touched: `select distinct id from (
+      select profile_id as id from (${touchedQuery(comparison, '$1::text[]')}) as t
+      union all select unnest(others) from (${touchedQuery(comparison, '$1::text[]')}) as t) as ids where id is not null`,
+    neighbours: neighbours === null ? null : `select distinct n.profile_id::text as id from (${neighbours}) as n`,
+    before: beforeQuery(comparison, '$1::text[]'),
+    computed: `with affected as materialized (select i as profile_id from unnest(${typed(profileType, '$1::text[]')}) as i where i is not null),
+      held as materialized (${recipientsQuery(people, moments, affected)}),
+      wanted as materialized (select unnest($2::text[]) as recipient union select recipient collate "C" from held where recipient is not null),
+      holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
+      present as materialized (${presentQuery(people, moments, affected)}),
+      computed as materialized (${computed})
+      select ${wanted} as wanted, array(select profile_id::text from present) as present, ${windows} as windows,
+        ${
+          // An array of arrays would need them to be of one length: these travel as their text.
+          COMPUTED_COLUMNS.map((column) => `(select array_agg(${column}::text) from computed) as ${column}`).join(', ')
+        }, $3::timestamptz as now`,
+    compared: compareStatement(
+      `select recipient, profile_id, beside, value::jsonb as value, unsendable::text[] as unsendable, rivals::text[] as rivals, others::text[] as others
+       from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+         as c(recipient, profile_id, beside, value, unsendable, rivals, others)`,
+      { ...comparison, some: { recipients: '$8::text[]', present: '$9::text[]' } },
+      people.shape,
+    ),
+  };
+}

@@ -1,0 +1,203 @@
+import fc from 'fast-check';
+import { afterEach, describe, expect, it } from 'vitest';
+import type { ProjectKey } from '../src/core/definition.js';
+import { evaluateBatch, openBatchSession, type BatchResult, type BatchSession } from '../src/sync/batch.js';
+import { addDue } from '../src/sync/due.js';
+import { tidyUp } from '../src/sync/housekeeping.js';
+import { register } from '../src/sync/registry.js';
+import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { createHarness, type Harness } from './support/harness.js';
+import { BEGINNING, change, COMMON, edit, FILLERS, TABLES, TRAIT_SQL, type World } from './support/people.js';
+
+/**
+ * Evaluating some profiles against a run in full: two databases live through the same history; in one everything is
+ * compared after each step, in the other only whose rows have changed. Both must come to the same, whatever happens.
+ */
+const HISTORIES = Number(process.env['PROPERTY_RUNS'] ?? 6);
+const LEADER = '00000000-0000-0000-0000-000000000001';
+const KEYS = ['people', 'null', 'keep'];
+
+interface Site {
+  harness: Harness;
+  session: BatchSession;
+  close: () => Promise<void>;
+}
+
+const sites: Site[] = [];
+afterEach(async () => {
+  for (const site of sites.splice(0)) await site.close();
+});
+
+async function open(key: ProjectKey, separate: boolean): Promise<Site> {
+  const harness = await createHarness({
+    tables: `${TABLES}; create index on people (profile); create index on people (user_id); create index on people (lower(btrim(email)));
+      create index on members (profile); create index on scores (profile)`,
+    key,
+    separate,
+    profiles: {
+      sql: `SELECT profile AS profile_id, user_id, email FROM people UNION ALL SELECT n, 'f' || n, 'f' || n || '@x.de' FROM ${FILLERS}`,
+    },
+    audiences: [
+      {
+        key: 'people',
+        sql: `SELECT profile AS profile_id, note FROM members UNION ALL SELECT n, null FROM ${FILLERS}`,
+        ...COMMON,
+      },
+    ],
+    traits: [
+      { key: 'null', sql: TRAIT_SQL, ...COMMON },
+      { key: 'keep', sql: TRAIT_SQL, on_missing: 'keep', prefix: 'kept_', ...COMMON },
+    ],
+  });
+  const { databases, config } = harness.opened;
+  await tidyUp(databases.state);
+  await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
+  const client = await (databases.same ? databases.source : databases.state.pool).connect();
+  const source = databases.same ? null : await databases.source.connect();
+  const site: Site = {
+    harness,
+    session: await openBatchSession({ databases, config }, client, source),
+    close: async () => {
+      client.release(true);
+      source?.release(true);
+      await harness.close();
+    },
+  };
+  sites.push(site);
+  return site;
+}
+
+async function runInFull({ harness }: Site, key: string): Promise<RunResult> {
+  const { databases, config } = harness.opened;
+  const definition = config.definitions.find((each) => each.key === key)!;
+  const result = await runDefinition({ databases, config, leader: LEADER }, definition, {
+    trigger: 'sync',
+    approves: null,
+    nextDueMs: () => null,
+  });
+  expect(result).toMatchObject({ outcome: 'succeeded', error: null });
+  return result!;
+}
+
+async function evaluate({ harness, session }: Site, key: string, limit: number): Promise<BatchResult> {
+  const definition = harness.opened.config.definitions.find((each) => each.key === key)!;
+  const [row] = await harness.state('select id from definition where key = $1', [key]);
+  return evaluateBatch(session, definition, row!['id'] as number, { limit });
+}
+
+/** Whose rows are others than before. */
+function changedProfiles(before: World, after: World): string[] {
+  const rowsOf = (world: World, profile: number): string =>
+    JSON.stringify(
+      [world.people, world.members, world.scores].map((rows) =>
+        (rows as { profile: number }[])
+          .filter((row) => row.profile === profile)
+          .map((row) => JSON.stringify(row))
+          .sort(),
+      ),
+    );
+  return [1, 2, 3, 4].filter((profile) => rowsOf(before, profile) !== rowsOf(after, profile)).map(String);
+}
+
+/** All that a comparison leaves, but moments and numbers. */
+async function readAll({ harness }: Site): Promise<Record<string, unknown>> {
+  const real = `recipient !~ '^.:f'`;
+  const key = '(select key from definition as d where d.id = definition_id) as key';
+  return {
+    snapshot: await harness.state(
+      `select ${key}, recipient, profile_id, others, beside, value, kept, beside_changed from snapshot where ${real} order by 1, 2`,
+    ),
+    marks: await harness.state(
+      `select ${key}, recipient, array(select unnest(columns) order by 1) as columns, with_beside, confirm,
+         array(select b.recipient from outbox as b where b.id = any(o.after) order by 1) as after,
+         array(select unnest(successors) order by 1) as successors
+       from outbox as o where kind = 'm' and ${real} order by 1, 2`,
+    ),
+    events: await harness.state(
+      `select ${key}, recipient, event, properties, beside, confirm from outbox where kind = 'e' and ${real} order by 1, 2, 3, 4::text`,
+    ),
+    history: await harness.state(`select ${key}, recipient, kind::text from transition where ${real} order by 1, 2, 3`),
+    conflicts: await harness.state(
+      `select ${key}, recipient, array(select unnest(others) order by 1) as others from conflict order by 1, 2`,
+    ),
+    members: await harness.state('select key, members from definition order by 1'),
+  };
+}
+
+async function become({ harness }: Site, world: World): Promise<void> {
+  await harness.sql('select become($1)', [JSON.stringify(world)]);
+}
+
+async function followChanges(site: Site, profiles: readonly string[]): Promise<void> {
+  await addDue(site.harness.opened.databases.state.pool, KEYS, profiles);
+}
+
+/** A beginning that both know, followed from there on. */
+async function begin(site: Site): Promise<void> {
+  await site.harness.state('truncate due, noted, conflict, transition; delete from outbox; delete from dead_call');
+  await become(site, BEGINNING);
+  await site.harness.state(
+    `update definition set first_run_at = null, members = 0, tracking = 'none'; delete from snapshot`,
+  );
+  for (const key of KEYS) await runInFull(site, key);
+  await site.harness.state(`update definition set tracking = 'live'`);
+}
+
+const history = fc.array(
+  fc.record({ edits: fc.array(edit, { minLength: 1, maxLength: 4 }), delivered: fc.boolean() }),
+  { minLength: 2, maxLength: 6 },
+);
+
+describe.each<[ProjectKey, boolean]>([
+  ['hybrid', false],
+  ['email', false],
+  ['user_id', false],
+  ['hybrid', true],
+])('by %s, in two databases: %s', (key, separate) => {
+  it('evaluating whose rows have changed comes to what a run in full comes to', async () => {
+    const [full, some] = [await open(key, false), await open(key, separate)];
+    await fc.assert(
+      fc.asyncProperty(history, async (steps) => {
+        for (const site of [full, some]) await begin(site);
+        let world = BEGINNING;
+        for (const { edits, delivered } of steps) {
+          const next = edits.reduce(change, world);
+          if (delivered) for (const site of [full, some]) await site.harness.state('delete from outbox');
+          for (const site of [full, some]) await become(site, next);
+          await followChanges(some, changedProfiles(world, next));
+          for (const each of KEYS) {
+            await runInFull(full, each);
+            await evaluate(some, each, 100);
+          }
+          expect(await readAll(some)).toEqual(await readAll(full));
+          world = next;
+        }
+        expect(await some.harness.state('select * from due')).toEqual([]);
+      }),
+      { numRuns: HISTORIES },
+    );
+  });
+
+  it('evaluating one after the other leaves nothing to be corrected', async () => {
+    const site = await open(key, separate);
+    await fc.assert(
+      fc.asyncProperty(history, async (steps) => {
+        await begin(site);
+        let world = BEGINNING;
+        for (const { edits } of steps) {
+          const next = edits.reduce(change, world);
+          await become(site, next);
+          await followChanges(site, changedProfiles(world, next));
+          for (const each of KEYS) {
+            while ((await evaluate(site, each, 1)).kind === 'written');
+          }
+          const before = await readAll(site);
+          for (const each of KEYS) await runInFull(site, each);
+          expect(await readAll(site)).toEqual(before);
+          world = next;
+        }
+      }),
+      { numRuns: HISTORIES },
+    );
+  });
+});
