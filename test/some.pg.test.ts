@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { ProjectKey } from '../src/core/definition.js';
-import { evaluateBatch, openBatchSession, type BatchResult, type BatchSession } from '../src/sync/batch.js';
+import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
+import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { addDue } from '../src/sync/due.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
