@@ -54,6 +54,17 @@ function definitionOf(entry: string, kind: 'audiences' | 'traits' = 'audiences')
   return definition;
 }
 
+/** A definition of a configuration in which the changes of profiles are followed. */
+function followed(entry: string): Definition {
+  const [definition] = load(`profiles: { table: customers, key: hybrid, changes: { customers: id } }
+destinations: { iterable: { type: iterable } }
+audiences:
+  - { name: x, ${entry.includes('sql:') ? '' : 'table: stats, '}${entry} }
+`).definitions;
+  if (definition === undefined) throw new Error('no definition');
+  return definition;
+}
+
 /** What is wrong with one definition, without places. */
 function definitionProblems(entry: string, kind: 'audiences' | 'traits' = 'audiences'): string[] {
   return problemsOf(`${BASE}${kind}:\n  - { ${entry} }\n`).map((problem) => problem.replace(/^[^ ]*: /, ''));
@@ -72,7 +83,7 @@ describe('a configuration', () => {
     expect(config).toMatchObject({
       source: { url: null, directUrl: null },
       state: { url: null, schema: 'personas', migrate: 'auto' },
-      profiles: { key: 'hybrid', text: { sql: 'SELECT * FROM "customers"' } },
+      profiles: { key: 'hybrid', text: { sql: 'SELECT * FROM "customers"' }, changes: [] },
       destinations: [
         {
           type: 'iterable',
@@ -119,7 +130,11 @@ logging: { level: debug, format: json }
     expect(config.source.directUrl?.reveal()).toBe('postgresql:///d?host=/run');
     expect(config.state.url?.reveal()).toBe('postgres://state');
     expect(config.state).toMatchObject({ schema: 'sync', migrate: 'manual' });
-    expect(config.profiles).toMatchObject({ key: 'email', text: { sql: 'SELECT 1 AS profile_id' } });
+    expect(config.profiles).toMatchObject({
+      key: 'email',
+      text: { sql: 'SELECT 1 AS profile_id' },
+      changes: [{ table: '"customers"', way: { kind: 'column', column: '"id"' } }],
+    });
     expect(config.destinations).toMatchObject([
       {
         name: 'one',
@@ -223,6 +238,8 @@ describe('a definition', () => {
         text: { sql: 'SELECT 1', placeOf: expect.any(Function) as unknown },
         lookback: null,
         cadence: { kind: 'poll', everyMs: 60_000 },
+        changes: [],
+        reconcileMs: 86_400_000,
         sends: new Map([
           [
             'iterable',
@@ -250,7 +267,7 @@ describe('a definition', () => {
 
   it('may set everything as a trait', () => {
     const definition = definitionOf(
-      `name: Stats, key: order_stats, table: shop.stats, lookback: 1 month, schedule: 0 3 * * *, changes: { orders: id },
+      `name: Stats, key: order_stats, table: shop.stats, lookback: 1 month, schedule: 0 3 * * *, changes: { orders: id }, reconcile: 6 hours,
         send: { iterable: both, computed: Stats changed }, destinations: [iterable], enabled: false, initial: skip,
         on_missing: keep, on_delete: exit_all, guard: { exits: off, growth: 2.5, nulls: 5% }, properties: [a, b], prefix: shop_`,
       'traits',
@@ -262,6 +279,8 @@ describe('a definition', () => {
       text: { sql: 'SELECT * FROM "shop"."stats"' },
       lookback: '1 month',
       cadence: { kind: 'cron', expression: '0 3 * * *' },
+      changes: [{ table: '"orders"', written: 'orders', way: { kind: 'column', column: '"id"' } }],
+      reconcileMs: 21_600_000,
       initial: 'skip',
       onMissing: 'keep',
       onDelete: 'exit_all',
@@ -293,6 +312,68 @@ describe('a definition', () => {
     ['changes: { orders: customer_id }', { kind: 'poll', everyMs: 60_000 }, null],
   ])('with %j is computed %j', (entry, cadence, lookback) => {
     expect(definitionOf(`name: x, sql: SELECT 1, ${entry}`)).toMatchObject({ cadence, lookback });
+  });
+
+  it.each([
+    ['changes: { orders: id }', { kind: 'poll', everyMs: 60_000 }],
+    ['changes: { orders: id }, poll: 5s', { kind: 'poll', everyMs: 5_000 }],
+    ['changes: { orders: id }, schedule: realtime', { kind: 'poll', everyMs: 60_000 }],
+    ['changes: { orders: id }, schedule: " realtime ", poll: 5s', { kind: 'poll', everyMs: 5_000 }],
+    ['changes: { orders: id }, schedule: realtime, lookback: 30 days', { kind: 'hourly' }],
+  ])('with %j, the changes of profiles being followed, is computed in real time, or else %j', (entry, fallback) => {
+    expect(followed(`sql: SELECT 1, ${entry}`).cadence).toEqual({ kind: 'realtime', fallback });
+  });
+
+  it.each([
+    ['', { kind: 'poll', everyMs: 60_000 }],
+    ['changes: { orders: id }, lookback: 30 days', { kind: 'hourly' }],
+    ['changes: { orders: id }, schedule: 0 3 * * *', { kind: 'cron', expression: '0 3 * * *' }],
+    ['changes: { orders: id }, schedule: manual', { kind: 'manual' }],
+  ])('with %j is computed %j although the changes of profiles are followed', (entry, cadence) => {
+    expect(followed(`sql: SELECT 1, ${entry}`).cadence).toEqual(cadence);
+  });
+
+  it.each([
+    ['orders: customer_id', '"orders"', 'orders', '"customer_id"'],
+    ['shop.Orders: " Customer_ID "', '"shop"."Orders"', 'shop.Orders', '"Customer_ID"'],
+    [`'"my shop".orders': '"customer id"'`, '"my shop"."orders"', '"my shop".orders', '"customer id"'],
+    ['orders: select', '"orders"', 'orders', '"select"'],
+    ['orders: selected_for', '"orders"', 'orders', '"selected_for"'],
+  ])('follows the table in `changes: { %s }` by its column', (entry, table, written, column) => {
+    const { changes, place } = followed(`changes: { ${entry} }`);
+    const at = { ...place, column: place.column + '{ name: x, table: stats, changes: { '.length };
+    expect(changes).toEqual([{ table, written, place: at, way: { kind: 'column', column } }]);
+  });
+
+  it('follows a table by a SELECT, keeps what looks like a variable in it, and knows its places', () => {
+    const sql = `with c as (select * from "changed") SELECT o.customer_id FROM orders o JOIN c USING (id) WHERE n <> '\${NAME}'`;
+    const config = load(`profiles: { table: customers, key: hybrid, changes: { customers: id } }
+destinations: { iterable: { type: iterable } }
+audiences:
+  - name: x
+    table: stats
+    changes:
+      orders: customer_id
+      order_lines: |
+        ${sql}
+`);
+    const [, lines] = config.definitions[0]?.changes ?? [];
+    if (lines?.way.kind !== 'sql') throw new Error('not followed by SQL');
+    expect(lines).toMatchObject({ table: '"order_lines"', written: 'order_lines' });
+    expect(lines.way.text.sql).toBe(`${sql}\n`);
+    expect(lines.way.text.placeOf(5)).toEqual({ file: config.file, line: 9, column: 14 });
+  });
+
+  it('whose `changes` can have no effect says so, as does a `reconcile` without them', () => {
+    const config = load(`${BASE}audiences:
+  - { name: x, sql: SELECT 1, changes: { orders: customer_id } }
+  - { name: y, sql: SELECT 1, reconcile: 1 hour }
+`);
+    expect(config.remarks).toEqual([
+      '`changes` has no effect in this version: nothing is computed in real time.',
+      '`changes` of `x` has no effect while `profiles` has none: it is polled.',
+      '`reconcile` of `y` has no effect without `changes`: all its runs are for everyone.',
+    ]);
   });
 
   it.each([
@@ -622,6 +703,15 @@ describe('a section', () => {
       '`profiles.changes` must be a mapping of names and values.',
     ],
     [
+      'profiles: { sql: SELECT 1, key: email, changes: {} }',
+      '`profiles.changes` names no table: write one with its profile column, such as `changes: { orders: customer_id }`.',
+    ],
+    [
+      'profiles: { sql: SELECT 1, key: email, changes: { a.b.c: id, a.b: "x y" } }',
+      'The key `a.b.c` of `profiles.changes` must be a table with its schema, such as `public.orders`, or the name of a table alone.',
+      '`profiles.changes.a.b` must be a column, such as `customer_id`, or a SELECT that finds profiles from the rows in `changed`.',
+    ],
+    [
       'events: { table: a.b.c }',
       '`events.table` must be a table with its schema, such as `public.customers`, or the name of a table alone.',
     ],
@@ -733,7 +823,10 @@ describe('a definition is refused', () => {
   const send =
     '`send` must be `identify`, `track`, `both` or `list`, several of these in brackets, or a mapping such as `{ iterable: track }`';
   const schedule =
-    '`schedule` must be `manual` or a cron expression that names an existing time, such as `0 3 * * *` (minute, hour, day, month, weekday).';
+    '`schedule` must be `realtime`, `manual` or a cron expression that names an existing time, such as `0 3 * * *` (minute, hour, day, month, weekday).';
+  const reconcile = '`reconcile` must be a length of time from `1 hour` to `7 days`, such as `1 day`.';
+  const neither =
+    '`changes.orders` must be a column, such as `customer_id`, or a SELECT that finds profiles from the rows in `changed`.';
   const poll = '`poll` must be a length of time from `1 second` to `7 days`, such as `1 minute`.';
   const lookback = '`lookback` must be a length of time, such as `30 days`, `12 hours` or `1 month`.';
   const x = 'name: x, sql: SELECT 1';
@@ -807,7 +900,47 @@ describe('a definition is refused', () => {
     ],
     [
       `${x}, schedule: realtime`,
-      "`schedule` can't be `realtime` in this version: leave it out, and the definition is polled (`poll: 1 minute`).",
+      '`schedule: realtime` needs `changes`: the tables that it depends on, such as `changes: { orders: customer_id }`.',
+    ],
+    [
+      `${x}, schedule: realtime, changes: { orders: customer_id }`,
+      "`schedule: realtime` needs `profiles.changes` too: the tables that hold people's userIds and emails, such as `changes: { customers: id }`.",
+    ],
+    [
+      `${x}, schedule: realtime, changes: orders`,
+      "`schedule: realtime` needs `profiles.changes` too: the tables that hold people's userIds and emails, such as `changes: { customers: id }`.",
+      '`changes` must be a mapping of names and values.',
+    ],
+    [
+      `${x}, lookback: 30 days, schedule: manual, poll: 1 minute`,
+      "`poll` and `lookback` can't stand together: leave one out, or use `schedule` for other times than every hour.",
+      "`poll` and `schedule` can't stand together: leave one out.",
+    ],
+    [`${x}, reconcile: 30 minutes`, reconcile],
+    [`${x}, reconcile: 8 days`, reconcile],
+    [`${x}, reconcile: daily`, reconcile],
+    [
+      `${x}, changes: {}`,
+      '`changes` names no table: write one with its profile column, such as `changes: { orders: customer_id }`.',
+    ],
+    [
+      `${x}, changes: { a.b.c: customer_id }`,
+      'The key `a.b.c` of `changes` must be a table with its schema, such as `public.orders`, or the name of a table alone.',
+    ],
+    [`${x}, changes: { orders: customer_id, '"orders"': id }`, '`changes` names the table `"orders"` twice: keep one.'],
+    [`${x}, changes: { orders: lower(email) }`, neither],
+    [`${x}, changes: { orders: "customer_id, shop_id" }`, neither],
+    [`${x}, changes: { orders: o.customer_id }`, neither],
+    [`${x}, changes: { orders: "\${COLUMN}" }`, neither],
+    [`${x}, changes: { orders: "DELETE FROM changed" }`, neither],
+    [
+      `${x}, changes: { orders: SELECT customer_id FROM orders WHERE note <> 'changed' }`,
+      'The SQL of `changes.orders` reads nothing from `changed`, the rows that have changed: join it.',
+    ],
+    [
+      `${x}, lookback: 1 day, changes: { orders: "SELECT id FROM changed WHERE at > :now - :lookback" }`,
+      '`:now` has no meaning in `changes`: it only finds whose rows have changed.',
+      '`:lookback` has no meaning in `changes`: it only finds whose rows have changed.',
     ],
     [`${x}, schedule: daily`, schedule],
     [`${x}, schedule: 0 0 30 2 *`, schedule],

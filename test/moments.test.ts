@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { bindMoments, secondStatement, findLookback, withoutEnd } from '../src/core/moments.js';
+import { bindMoments, findLookback, findMoments, hasName, secondStatement, withoutEnd } from '../src/core/moments.js';
 
 const VALUES = { now: 'NOW', lookback: 'BACK' };
 const bind = (sql: string): string => bindMoments(sql, VALUES).text;
@@ -110,4 +110,25 @@ it.each([
   ['', null],
 ])('finds the second statement in %j', (sql, at) => {
   expect(secondStatement(sql)).toBe(at);
+});
+
+it('finds each moment, counted in characters', () => {
+  expect(findMoments("select '😀 :now', :now - :lookback")).toEqual([
+    { name: ':now', at: 17 },
+    { name: ':lookback', at: 24 },
+  ]);
+});
+
+it.each([
+  ['select * from changed', true],
+  ['select * from Changed', true],
+  ['select * from "changed"', true],
+  ['select * from "Changed"', false],
+  ["select 'changed'", false],
+  ['select 1 -- changed', false],
+  ['select 1 /* changed */', false],
+  ['select $$changed$$', false],
+  ['select unchanged, changed_at', false],
+])('knows whether %j has the name `changed`: %j', (sql, expected) => {
+  expect(hasName(sql, 'changed')).toBe(expected);
 });

@@ -3,6 +3,7 @@ import { keyFromName, keyProblem } from '../core/key.js';
 import type { Cadence, Definition, GuardLimits } from '../core/definition.js';
 import { findLookback } from '../core/moments.js';
 import type { Place } from '../lib/errors.js';
+import { readChanges } from './changes.js';
 import { readPart } from './parts.js';
 import { audienceSchema, traitSchema } from './schema.js';
 import { readSends } from './sends.js';
@@ -13,12 +14,19 @@ import type { Path, Report, YamlFile } from './yaml.js';
 /** What definitions are compared with: each other, and the destinations by name. */
 export interface Surroundings {
   destinations: { known: readonly string[]; listed: readonly string[] };
+  /** Whether the changes of `profiles` are named, without which none of a definition can be followed. */
+  profilesFollowed: boolean;
   /** The keys so far; gets this one. */
   keys: Map<string, Place>;
   /** The files read so far; gets an `sql_file`. */
   files: Set<string>;
   report: Report;
+  /** Takes a sentence about a setting that has no effect. */
+  remark: (sentence: string) => void;
 }
+
+const DAY_MS = 86_400_000;
+const MINUTE_MS = 60_000;
 
 type Fields = z.output<typeof audienceSchema> & Partial<Pick<z.output<typeof traitSchema>, 'on_missing' | 'prefix'>>;
 
@@ -51,7 +59,8 @@ export function readDefinition(
   if (fields === undefined) return undefined;
   const key = readKey(source, path, fields, surroundings);
   const text = readSqlText(source, path, fields, surroundings.files, report);
-  const cadence = readCadence(source, path, fields, report);
+  const changes = readChanges(source, path, fields.changes, report);
+  const cadence = readCadence(source, path, { ...fields, key: key ?? '' }, surroundings);
   const sends = readSends(source, path, kind, { ...fields, key: key ?? '' }, surroundings.destinations, report);
   if (key === undefined || text === undefined) return undefined;
   const asked = fields.lookback === undefined ? findLookback(text.sql) : null;
@@ -69,6 +78,8 @@ export function readDefinition(
     text,
     lookback: fields.lookback ?? null,
     cadence,
+    changes,
+    reconcileMs: fields.reconcile ?? DAY_MS,
     sends,
     initial: fields.initial ?? 'send',
     onMissing: fields.on_missing === 'keep' ? 'keep' : 'null',
@@ -113,10 +124,14 @@ function readKey(source: YamlFile, path: Path, fields: Fields, { keys, report }:
   return key;
 }
 
-function readCadence(source: YamlFile, path: Path, fields: Fields, report: Report): Cadence {
+function readCadence(source: YamlFile, path: Path, fields: Fields & { key: string }, around: Surroundings): Cadence {
+  const { key, schedule, lookback, poll } = fields;
+  const { profilesFollowed, report, remark } = around;
   const has = (name: string) => source.at([...path, name]) !== undefined;
+  const isRealtime = schedule?.kind === 'realtime';
   if (has('poll')) {
-    for (const other of ['lookback', 'schedule'].filter(has)) {
+    // Beside real time it says how often to look while that is not to be had.
+    for (const other of ['lookback', 'schedule'].filter((name) => has(name) && !(name === 'schedule' && isRealtime))) {
       const hint = other === 'lookback' ? ', or use `schedule` for other times than every hour' : '';
       report({
         place: source.keyPlaceOf([...path, 'poll']),
@@ -124,8 +139,28 @@ function readCadence(source: YamlFile, path: Path, fields: Fields, report: Repor
       });
     }
   }
-  if (fields.schedule !== undefined) return fields.schedule;
-  return fields.lookback === undefined ? { kind: 'poll', everyMs: fields.poll ?? 60_000 } : { kind: 'hourly' };
+  if (has('reconcile') && !has('changes')) {
+    remark(`\`reconcile\` of ${quoted(key)} has no effect without \`changes\`: all its runs are for everyone.`);
+  }
+  const polled = { kind: 'poll', everyMs: poll ?? MINUTE_MS } as const;
+  const hourly = { kind: 'hourly' } as const;
+  if (isRealtime) {
+    const missing = !has('changes')
+      ? '`changes`: the tables that it depends on, such as `changes: { orders: customer_id }`'
+      : !profilesFollowed
+        ? "`profiles.changes` too: the tables that hold people's userIds and emails, such as `changes: { customers: id }`"
+        : null;
+    if (missing !== null) {
+      report({ place: source.placeOf([...path, 'schedule']), message: `\`schedule: realtime\` needs ${missing}.` });
+    }
+    return { kind: 'realtime', fallback: lookback === undefined ? polled : hourly };
+  }
+  if (schedule !== undefined) return schedule;
+  if (lookback !== undefined) return hourly;
+  if (!has('changes')) return polled;
+  if (profilesFollowed) return { kind: 'realtime', fallback: polled };
+  remark(`\`changes\` of ${quoted(key)} has no effect while \`profiles\` has none: it is polled.`);
+  return polled;
 }
 
 function guardLimits(limits: Partial<Record<keyof GuardLimits, number | null | undefined>>): GuardLimits {

@@ -4,7 +4,9 @@ import { findLookback } from '../core/moments.js';
 import { OperatorError } from '../lib/errors.js';
 import type { Place, Problem } from '../lib/errors.js';
 import { Secret } from '../lib/secret.js';
+import { readChanges } from './changes.js';
 import { definitionPaths, readDefinition } from './definitions.js';
+import type { Surroundings } from './definitions.js';
 import { readDestinations } from './destinations.js';
 import { createSubstitute } from './environment.js';
 import type { Substitute } from './environment.js';
@@ -19,8 +21,6 @@ import { readYaml } from './yaml.js';
 import type { Report, YamlFile } from './yaml.js';
 
 const HOUR_MS = 3_600_000;
-
-/** Quotas of ways into Iterable that this version does not use. */
 
 /**
  * Reads the configuration: the main file, the files that it includes, the SQL files that they name, and the variables
@@ -77,7 +77,15 @@ function readMain(source: YamlFile, substitute: Substitute, report: Report): Con
   const included = readIncludes(source, substitute, report);
   for (const path of included.paths) files.add(path);
   const sources = [source, ...included.files];
-  const surroundings = { destinations: { known: names, listed }, keys: new Map<string, Place>(), files, report };
+  const remarks: string[] = [];
+  const surroundings: Surroundings = {
+    destinations: { known: names, listed },
+    profilesFollowed: source.at(['profiles', 'changes']) !== undefined,
+    keys: new Map<string, Place>(),
+    files,
+    report,
+    remark: (remark) => remarks.push(remark),
+  };
   const definitions = sources.flatMap((each) =>
     definitionPaths(each, report).map(({ kind, path }) => readDefinition(each, path, kind, surroundings)),
   );
@@ -103,6 +111,7 @@ function readMain(source: YamlFile, substitute: Substitute, report: Report): Con
     remarks: [
       ...included.unmatched.map((pattern) => `The include ${quoted(pattern)} matches no file.`),
       ...idle(sources),
+      ...remarks,
     ],
     unmatched: included.unmatched,
     files: [...files],
@@ -139,9 +148,10 @@ function readProfiles(source: YamlFile, files: Set<string>, report: Report): Con
   const fields = readPart(source, path, sections.profiles, report);
   if (!isMapping(section)) return undefined;
   const text = readSqlText(source, path, fields ?? {}, files, report);
+  const changes = readChanges(source, path, fields?.changes, report);
   if (fields === undefined || text === undefined) return undefined;
   const asked = findLookback(text.sql);
-  if (asked === null) return { text, key: fields.key };
+  if (asked === null) return { text, key: fields.key, changes };
   const message = '`:lookback` belongs to a definition: `profiles` are the same people for all of them.';
   report({ place: text.placeOf(asked), message });
   return undefined;

@@ -4,7 +4,6 @@ import {
   baseUrl,
   choice,
   connection,
-  cron,
   describeChoice,
   duration,
   fieldPrefix,
@@ -13,6 +12,7 @@ import {
   memory,
   off,
   region,
+  schedule,
   schemaName,
   share,
   table,
@@ -27,6 +27,7 @@ import {
  */
 
 const SECOND_MS = 1_000;
+const HOUR_MS = 3_600_000;
 const WEEK_MS = 604_800_000;
 
 const sqlKeys = {
@@ -40,7 +41,9 @@ const sqlKeys = {
 const changes = z
   .record(z.string(), text('customer_id'))
   .optional()
-  .describe('Tables whose changes matter, each with its profile column. Without effect in this version.');
+  .describe(
+    'Tables whose changes matter: each with its profile column, or with a SELECT that finds profiles from the rows in `changed`.',
+  );
 
 const sourceSchema = mapping(
   {
@@ -217,8 +220,13 @@ const definitionKeys = {
   poll: duration('1 minute', SECOND_MS, WEEK_MS, 'from `1 second` to `7 days`')
     .optional()
     .describe('How often it is computed. Default: `1 minute`.'),
-  schedule: cron().optional().describe('When it is computed: `manual`, or a cron expression such as `0 3 * * *`.'),
+  schedule: schedule()
+    .optional()
+    .describe('When it is computed: `realtime`, `manual`, or a cron expression such as `0 3 * * *`.'),
   changes,
+  reconcile: duration('1 day', HOUR_MS, WEEK_MS, 'from `1 hour` to `7 days`')
+    .optional()
+    .describe('How often everyone is computed where the changes are followed in real time. Default: `1 day`.'),
   send: sendSchema
     .optional()
     .describe(

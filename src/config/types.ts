@@ -1,4 +1,4 @@
-import type { Definition, ProjectKey, SqlText } from '../core/definition.js';
+import type { Change, Definition, ProjectKey, SqlText } from '../core/definition.js';
 import type { Place } from '../lib/errors.js';
 import type { Secret } from '../lib/secret.js';
 
@@ -53,7 +53,7 @@ export interface Config {
   source: { url: Secret | null; directUrl: Secret | null };
   /** `url` null: the source. */
   state: { url: Secret | null; schema: string; migrate: 'auto' | 'manual' };
-  profiles: { text: SqlText; key: ProjectKey };
+  profiles: { text: SqlText; key: ProjectKey; changes: readonly Change[] };
   destinations: readonly Destination[];
   definitions: readonly Definition[];
   runs: { parallel: number; memoryMb: number; timeoutMs: number };

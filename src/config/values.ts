@@ -101,15 +101,15 @@ export function off() {
   return z.union([z.enum(['off']), z.literal(false)], 'must be `off`').transform(() => null);
 }
 
-export function cron() {
+export function schedule() {
   const message =
-    'must be `manual` or a cron expression that names an existing time, such as `0 3 * * *` (minute, hour, day, month, weekday)';
-  const realtime = "can't be `realtime` in this version: leave it out, and the definition is polled (`poll: 1 minute`)";
+    'must be `realtime`, `manual` or a cron expression that names an existing time, such as `0 3 * * *` (minute, hour, day, month, weekday)';
   return z.string(message).transform((value, context) => {
     const expression = value.trim();
     if (expression === 'manual') return { kind: 'manual' as const };
+    if (expression === 'realtime') return { kind: 'realtime' as const };
     if (isCron(expression)) return { kind: 'cron' as const, expression };
-    context.addIssue({ code: 'custom', message: expression === 'realtime' ? realtime : message });
+    context.addIssue({ code: 'custom', message });
     return z.NEVER;
   });
 }
@@ -129,19 +129,30 @@ export function fieldPrefix() {
 /** The name of a table, quoted as SQL; letters are taken as they are written. */
 export function table() {
   const message = 'must be a table with its schema, such as `public.customers`, or the name of a table alone';
-  return converted(text('public.customers'), message, (value) => {
-    const part = /"(?:[^"]|"")+"|[^\s".]+/;
-    const whole = new RegExp(`^(${part.source})(?:\\.(${part.source}))?$`);
-    const [, first, second] = whole.exec(value.trim()) ?? [];
-    if (first === undefined) return null;
-    return [first, second]
-      .filter((name) => name !== undefined)
-      .map(quoteIdentifier)
-      .join('.');
-  });
+  return converted(text('public.customers'), message, quoteTable);
 }
 
-function quoteIdentifier(name: string): string {
+const NAME = /"(?:[^"]|"")+"|[^\s".]+/;
+const TABLE = new RegExp(`^(${NAME.source})(?:\\.(${NAME.source}))?$`);
+const COLUMN = /^(?:"(?:[^"]|"")+"|[^\s"().,;{}]+)$/;
+
+/** The name of a table, with or without its schema, quoted as SQL; null where it is none. */
+export function quoteTable(written: string): string | null {
+  const [, first, second] = TABLE.exec(written.trim()) ?? [];
+  if (first === undefined) return null;
+  return [first, second]
+    .filter((name) => name !== undefined)
+    .map(quoteName)
+    .join('.');
+}
+
+/** The name of a column, quoted as SQL; letters are taken as they are written. Null where it is none. */
+export function quoteColumn(written: string): string | null {
+  const name = written.trim();
+  return COLUMN.test(name) ? quoteName(name) : null;
+}
+
+function quoteName(name: string): string {
   return name.startsWith('"') ? name : `"${name}"`;
 }
 

@@ -6,8 +6,9 @@ import type { Substitute } from './environment.js';
 
 /**
  * YAML with the way back to the file: what stands at a path, where it stands, and which character of the file a
- * character of a text came from. Variables are replaced in every scalar but those below the key `sql`. The parser's own
- * messages quote the file and so might quote a secret: each of its error codes has a sentence of ours.
+ * character of a text came from. Variables are replaced in every scalar but those that are or may be SQL: below `sql`
+ * and `changes`. The parser's own messages quote the file and so might quote a secret: each of its error codes has a
+ * sentence of ours.
  */
 
 export type Path = readonly (string | number)[];
@@ -129,7 +130,10 @@ function replaceVariables(
 ): ReadonlySet<Node> {
   const unresolved = new Set<Node>();
   visit(document, {
-    Pair: (_, { key, value }) => (isScalar(key) && key.value === 'sql' && isScalar(value) ? visit.SKIP : undefined),
+    Pair: (_, { key, value }) => {
+      const name = isScalar(key) ? key.value : null;
+      return (name === 'sql' && isScalar(value)) || (name === 'changes' && isMap(value)) ? visit.SKIP : undefined;
+    },
     Scalar: (key, node) => {
       if (key === 'key' || typeof node.value !== 'string') return;
       const { text, problems } = substitute(node.value);

@@ -9,9 +9,21 @@ export interface SqlText {
 /** What an Iterable project keys its users by; the same for all destinations of a configuration. */
 export type ProjectKey = 'email' | 'user_id' | 'hybrid';
 
-/** How a definition comes to be run. `hourly` is spread over the hour by the key. */
+/** How a definition is run where real time is not to be had. `hourly` is spread over the hour by the key. */
+export type Fallback = { kind: 'hourly' } | { kind: 'poll'; everyMs: number };
+/** How a definition comes to be run. */
 export type Cadence =
-  { kind: 'hourly' } | { kind: 'poll'; everyMs: number } | { kind: 'cron'; expression: string } | { kind: 'manual' };
+  Fallback | { kind: 'cron'; expression: string } | { kind: 'manual' } | { kind: 'realtime'; fallback: Fallback };
+
+/** A table whose changes matter to a definition or to `profiles`, and how its rows lead to profiles. */
+export interface Change {
+  /** As SQL, quoted where needed, such as `"public"."orders"` or `"orders"`. */
+  table: string;
+  /** As the person wrote it. */
+  written: string;
+  place: Place;
+  way: { kind: 'column'; column: string } | { kind: 'sql'; text: SqlText };
+}
 
 /** What a destination is sent for a definition. Event names are those of the track calls. */
 export interface Send {
@@ -42,6 +54,10 @@ export interface Definition {
   /** An interval as PostgreSQL reads it, such as `30 days`; stands for `:lookback`. */
   lookback: string | null;
   cadence: Cadence;
+  /** Tables whose changes are evaluated at once. */
+  changes: readonly Change[];
+  /** How often everyone is computed as well, where changes are evaluated at once. */
+  reconcileMs: number;
   /** By destination name. A destination that is missing gets nothing. */
   sends: ReadonlyMap<string, Send>;
   /** Whether the first sync sends every member, or only remembers them. */

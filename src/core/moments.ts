@@ -65,8 +65,19 @@ function* tokensOf(sql: string): Generator<Token> {
 
 /** Where the text first asks for the lookback window, in characters as PostgreSQL counts them; null where it doesn't. */
 export function findLookback(sql: string): number | null {
-  const found = [...tokensOf(sql)].find(({ kind, text }) => kind === 'placeholder' && text === ':lookback');
-  return found === undefined ? null : countCharacters(sql.slice(0, found.at));
+  return findMoments(sql).find(({ name }) => name === ':lookback')?.at ?? null;
+}
+
+/** Each `:now` and `:lookback`, with its place in characters as PostgreSQL counts them. */
+export function findMoments(sql: string): readonly { name: string; at: number }[] {
+  return [...tokensOf(sql)]
+    .filter(({ kind }) => kind === 'placeholder')
+    .map(({ text, at }) => ({ name: text, at: countCharacters(sql.slice(0, at)) }));
+}
+
+/** Whether the text has this name, given in lower case, as PostgreSQL reads names: in any case, or so in quotes. */
+export function hasName(sql: string, name: string): boolean {
+  return [...tokensOf(sql)].some(({ text }) => text.toLowerCase() === name || text === `"${name}"`);
 }
 
 /** The text up to its last word: without the semicolons, comments and white space at its end. */

@@ -31,6 +31,8 @@ export function describeCadence(cadence: Cadence): string {
       return cadence.expression;
     case 'manual':
       return 'manual';
+    case 'realtime':
+      return describeCadence(cadence.fallback);
   }
 }
 
