@@ -19,10 +19,11 @@ const RANKS: Readonly<Record<string, number>> = {
   destinations: 3,
   sync: 4,
   delivery: 4,
-  server: 5,
-  'daemon.ts': 6,
-  demo: 7,
-  cli: 8,
+  realtime: 5,
+  server: 6,
+  'daemon.ts': 7,
+  demo: 8,
+  cli: 9,
 };
 /** Folders of one rank that may not see each other: the outbox table is the seam between them. */
 const SEAMS = [
@@ -30,6 +31,8 @@ const SEAMS = [
   ['outbox', 'destinations'],
   // What opens long transactions can't send: no request is made while one is open.
   ['sync', 'destinations'],
+  ['realtime', 'delivery'],
+  ['realtime', 'destinations'],
 ];
 /** Where each package is at home; `*` stands for any file of a folder. */
 const HOMES: Readonly<Record<string, readonly string[]>> = {
@@ -45,6 +48,7 @@ const HOMES: Readonly<Record<string, readonly string[]>> = {
   zod: ['config/'],
   yaml: ['config/'],
   commander: ['cli/main.ts'],
+  'libpg-query': ['db/parse.ts'],
 };
 const LONGEST = 400;
 
