@@ -46,6 +46,8 @@ export interface Reads {
   /** A LIMIT, an OFFSET or a window over everything, but for those within a sub-query that may be about one row. */
   overall: readonly Found[];
   groupings: readonly Grouping[];
+  /** Where columns are named with the schema of their table: the span of schema and table. */
+  qualified: readonly { name: string; span: { from: number; to: number } }[];
 }
 
 const CLOCK_FUNCTIONS = new Set('now transaction_timestamp statement_timestamp clock_timestamp timeofday'.split(' '));
@@ -89,6 +91,7 @@ function createReader(sql: string) {
   const chance: Found[] = [];
   const overall: Found[] = [];
   const groupings: Grouping[] = [];
+  const qualified: Reads['qualified'][number][] = [];
   const offsetOf = offsetsIn(sql);
   const place = (fields: Fields): number => offsetOf(locationOf(fields));
 
@@ -141,6 +144,12 @@ function createReader(sql: string) {
           clock.push({ written: wordAt(sql, place(fields)), at: place(fields) });
         }
         break;
+      case 'ColumnRef': {
+        const [, name, column] = itemsOf(fields.fields).map(stringOf);
+        const span = column === undefined ? null : spanOf(sql, place(fields), 2);
+        if (name !== undefined && span !== null) qualified.push({ name, span });
+        return;
+      }
       case 'FuncCall':
         visitCall(fields, scope);
         break;
@@ -243,7 +252,7 @@ function createReader(sql: string) {
     return [{ alias: textOf(alias.aliasname) ?? table.name, table }];
   };
 
-  return { walk, reads: { tables, functions, clock, chance, overall, groupings } satisfies Reads };
+  return { walk, reads: { tables, functions, clock, chance, overall, groupings, qualified } satisfies Reads };
 }
 
 /** The scope within a node that has a WITH, whose queries are walked here: each sees those before it, or all. */
