@@ -197,6 +197,10 @@ describe('a definition may be evaluated profile by profile', () => {
       'select c.id as profile_id, c.email, upper(name) as name, count(o.id) as n from customers c left join orders o on o.customer_id = c.id group by c.id',
     ],
     ['grouped by a primary key by its place', 'select id as profile_id, email, city from customers group by 1'],
+    [
+      'grouped by what only looks like a primary key',
+      'with customers as (select id, city from customers) select id as profile_id, city from customers group by id, city',
+    ],
     ['of a view grouped by a primary key', 'select id as profile_id, email, orders from people'],
     [
       'with set operations',
