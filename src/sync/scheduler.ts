@@ -39,6 +39,8 @@ export function nextDueMs(cadence: Cadence, key: string, tookMs: number): number
   switch (cadence.kind) {
     case 'manual':
       return null;
+    case 'realtime':
+      return nextDueMs(cadence.fallback, key, tookMs);
     case 'poll':
       return Math.max(cadence.everyMs, tookMs * REST_FACTOR);
     case 'realtime':
