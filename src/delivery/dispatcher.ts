@@ -18,7 +18,7 @@ import type { LaneFigures } from './lane.js';
 import { createMeter } from './meter.js';
 import { createOutlet, type Memory, type Outlet } from './outlet.js';
 import { deliverRecipient, type Delivered, type Desk } from './recipient.js';
-import { createSignal } from './signal.js';
+import { createSignal } from '../lib/signal.js';
 import { createSlots } from './slots.js';
 import { createStops } from './stops.js';
 import { createUnderWay } from './under-way.js';
