@@ -177,13 +177,13 @@ export async function openResources(options: OpenOptions): Promise<Opened> {
     });
     closers.push(() => log.close());
     const onError = (): void => undefined;
-    // Sessions are opened as they are needed: one for each run, and some for all the rest, the lease above all.
-    const source = openPool({ url: sourceUrl, purpose: 'source', max: MOST_PARALLEL + 4, onError });
+    // Sessions are opened as they are needed: one for each run, and some for all the rest, the lease and real time above all.
+    const source = openPool({ url: sourceUrl, purpose: 'source', max: MOST_PARALLEL + 12, onError });
     closers.push(() => source.end());
     const state = openState({
       url: config.state.url ?? sourceUrl,
       purpose: 'state',
-      max: MOST_PARALLEL + 12,
+      max: MOST_PARALLEL + 20,
       schema: config.state.schema,
       onError,
     });

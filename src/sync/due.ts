@@ -39,8 +39,12 @@ export async function wantFull(
   await client.query(
     `with wanted as (
        update definition set full_wanted = nextval('version'), due_at = least(due_at, clock_timestamp())
-       where key = any($1) and tracking = 'live' returning id)
-     delete from due using wanted where $2 and due.definition_id = wanted.id and due.parked_at is null`,
+       where key = any($1) and tracking = 'live' returning id),
+     -- Not those that a batch is deleting: it may be waiting for the definition's row, which is held here.
+     dropped as (
+       select due.definition_id, due.id from due join wanted on wanted.id = due.definition_id
+       where $2 and due.parked_at is null for update of due skip locked)
+     delete from due using dropped where due.definition_id = dropped.definition_id and due.id = dropped.id`,
     [keys, dropDue],
   );
 }

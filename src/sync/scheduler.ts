@@ -43,8 +43,6 @@ export function nextDueMs(cadence: Cadence, key: string, tookMs: number): number
       return nextDueMs(cadence.fallback, key, tookMs);
     case 'poll':
       return Math.max(cadence.everyMs, tookMs * REST_FACTOR);
-    case 'realtime':
-      return nextDueMs(cadence.fallback, key, tookMs);
     case 'hourly':
     case 'cron': {
       const expression = cadence.kind === 'hourly' ? hourlyExpression(key) : cadence.expression;
