@@ -79,7 +79,7 @@ interface Due {
 
 async function readDue(
   { client, context }: BatchSession,
-  { row: { id: definitionId }, now, full_run }: Locked,
+  { row: { id: definitionId }, now }: Locked,
   { limit, only }: BatchOptions,
   windowed: boolean,
 ): Promise<Due> {
@@ -89,7 +89,7 @@ async function readDue(
     profiles: readonly string[] | null;
     reached: readonly string[] | null;
   }>(
-    `with due as (select id, profile_id from ${schema}.due where definition_id = ${definitionId} and parked_at is null and claimed_by is distinct from ${full_run ?? 0}
+    `with due as (select id, profile_id from ${schema}.due where definition_id = ${definitionId} and parked_at is null and claimed_by is null
          ${only === undefined ? '' : `and id in (${only.join(', ') || 'null'})`} order by id limit ${limit})
      select coalesce(jsonb_agg(id), '[]')::text as ids, array_agg(distinct profile_id) as profiles,
        ${

@@ -95,8 +95,7 @@ export async function leaveOut(session: Client, definitionId: number): Promise<b
   const snapshot = `snapshot_${definitionId}`;
   const waiting = await session.query<{ profiles: readonly string[] | null }>(
     `select array_agg(profile_id) as profiles from (
-       select profile_id from due where definition_id = ${definitionId}
-         and claimed_by is distinct from (select full_run from definition where id = ${definitionId})
+       select profile_id from due where definition_id = ${definitionId} and claimed_by is null
        union select profile_id from validity where definition_id = ${definitionId} and until <= clock_timestamp()
        limit ${LEFT_OUT_AT_MOST + 1}) as w`,
   );
@@ -128,24 +127,4 @@ export async function countCorrections(session: Client): Promise<number> {
     `select count(*) as corrections from pg_temp.delta where op in ('e', 'x', 'c', 't', 'k')`,
   );
   return Number(rows[0]?.corrections);
-}
-
-/** Sets what can't be evaluated aside, with the reason in a sentence, so that it holds up nobody else. */
-export async function park(
-  pool: Queryable,
-  definitionId: number,
-  ids: readonly number[],
-  reason: string,
-): Promise<void> {
-  await pool.query(
-    `update due set parked_at = clock_timestamp(), reason = $3 where definition_id = $1 and id = any($2) and parked_at is null`,
-    [definitionId, ids, reason],
-  );
-}
-
-/** Has what was set aside for an hour tried again. */
-export async function retryParked(pool: Queryable): Promise<void> {
-  await pool.query(
-    `update due set parked_at = null, reason = null, at = clock_timestamp() where parked_at < clock_timestamp() - interval '1 hour'`,
-  );
 }

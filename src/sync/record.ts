@@ -85,7 +85,9 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
   );
   if (finished.rowCount === 0) return false;
   await client.query(
-    `with ended as (delete from due using run as r where r.id = $1 and $3::bigint is not null
+    `with settled as (delete from due using run as r where r.id = $1 and $3::bigint is not null
+       and due.definition_id = r.definition_id and due.claimed_by = r.id),
+     unclaimed as (update due set claimed_by = null from run as r where r.id = $1 and $3::bigint is null
        and due.definition_id = r.definition_id and due.claimed_by = r.id)
      update definition as d set full_run = case when d.full_run = r.id then null else d.full_run end,
        full_done = greatest(d.full_done, $3::bigint),

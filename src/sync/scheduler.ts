@@ -64,7 +64,9 @@ export async function abandonRuns(context: RunContext): Promise<number> {
       [context.leader],
     );
     await client.query(
-      `update definition set full_run = null where full_run in (select id from run where outcome is not null)`,
+      `with ended as (
+         update definition as d set full_run = null from run as r where r.id = d.full_run and r.outcome is not null returning d.id)
+       update due set claimed_by = null from ended where due.definition_id = ended.id and claimed_by is not null`,
     );
     await client.query(
       `update definition as d set due_at = now() + interval '1 hour'

@@ -42,6 +42,7 @@ export function definitionOf(
     lookback: null,
     cadence,
     changes: changes.map(changeOf),
+    reconcileMs: 86_400_000,
     sends: new Map(),
     initial: 'send',
     onMissing: 'null',
