@@ -2,6 +2,7 @@ import type { Config, Destination } from './config/types.js';
 import { watchConfig } from './config/watch.js';
 import { isUnreachable } from './db/failure.js';
 import { SINGLE_REQUEST_MS } from './core/timeouts.js';
+import { startRealTime, type RealTime } from './realtime/realtime.js';
 import { LEASE_MS, tryLead, type Taken } from './db/lease.js';
 import { createDeliveries, type Deliveries } from './delivery/deliveries.js';
 import { QUOTA_WINDOW_MS } from './delivery/pace.js';
@@ -111,7 +112,14 @@ export async function lead(
   let config = resources.config;
   const draining = new AbortController();
   const stopping = new AbortController();
-  const context: RunContext = { databases, config, leader: lease.holder, signal: stopping.signal };
+  let realTime: RealTime | null = null;
+  const context: RunContext = {
+    databases,
+    config,
+    leader: lease.holder,
+    signal: stopping.signal,
+    moveCaptured: async () => realTime?.moveCaptured(),
+  };
   const stops: (() => Promise<void>)[] = [];
   const quiet = createQuiet(lease.quietForMs);
   const mayBegin = (timeoutMs: number): boolean =>
@@ -145,6 +153,7 @@ export async function lead(
         return value instanceof Secret ? value.reveal() : value;
       });
       await deliveries.replace(reachable, description);
+      await realTime?.configure();
     } catch (error) {
       config = before;
       throw error;
@@ -197,6 +206,18 @@ export async function lead(
     if (delivers) {
       await applyConfig(config, confirmRemovals);
       await rememberProblem(null);
+    }
+    if (delivers) {
+      realTime = await startRealTime({
+        context: { databases, signal: stopping.signal },
+        config: () => config,
+        leader: lease.holder,
+        follows: scheduled,
+        onChanged: () => deliveries.nudge(),
+        log,
+      });
+      // Stopped after the scheduler: a run that ends may still ask for what was captured.
+      stops.push(realTime.stop);
     }
     const scheduler = startScheduler({
       context,

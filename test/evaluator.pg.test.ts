@@ -6,7 +6,8 @@ import { loadConfig } from '../src/config/load.js';
 import type { Definition } from '../src/core/definition.js';
 import { openSession } from '../src/db/session.js';
 import { startEvaluator, type Evaluator, type EvaluatorOptions } from '../src/realtime/evaluator.js';
-import type { BatchResult, Worker } from '../src/realtime/worker.js';
+import type { Worker } from '../src/realtime/worker.js';
+import type { BatchResult } from '../src/sync/batch.js';
 import { createCaptured, type Captured } from './support/captured.js';
 
 /**

@@ -180,6 +180,12 @@ export async function openResources(options: OpenOptions): Promise<Opened> {
     // Sessions are opened as they are needed: one for each run, and some for all the rest, the lease and real time above all.
     const source = openPool({ url: sourceUrl, purpose: 'source', max: MOST_PARALLEL + 12, onError });
     closers.push(() => source.end());
+    const { directUrl } = config.source;
+    const direct =
+      directUrl === null
+        ? source
+        : openPool({ url: directUrl, purpose: 'real time', max: MOST_PARALLEL + 12, onError });
+    if (direct !== source) closers.push(() => direct.end());
     const state = openState({
       url: config.state.url ?? sourceUrl,
       purpose: 'state',
@@ -188,7 +194,7 @@ export async function openResources(options: OpenOptions): Promise<Opened> {
       onError,
     });
     closers.push(() => state.close());
-    const databases = { source, state, same: config.state.url === null };
+    const databases = { source, direct, state, same: config.state.url === null };
     const cancels = [cancelOf(source), cancelOf(state.pool)];
     await reach(source, 'source');
     if (!databases.same) await reach(state.pool, 'state');

@@ -10,7 +10,8 @@ import { wantFull } from '../sync/due.js';
 import { markStuck, readFollowed, retryParked } from '../sync/waiting.js';
 import { divide } from './divide.js';
 import { judgeTrouble, type Trouble } from './trouble.js';
-import type { BatchResult, Worker } from './worker.js';
+import type { BatchResult } from '../sync/batch.js';
+import type { Worker } from './worker.js';
 
 /**
  * Has what is due evaluated: by some workers at once, a definition by one of them at a time.

@@ -16,6 +16,8 @@ import { compareStatement, computedQuery, type Comparison, type Inputs } from '.
  */
 export interface Databases {
   source: Pool;
+  /** The source without a pooler between, for sessions that last; the same pool where there is none. */
+  direct: Pool;
   state: State;
   /** Whether source and state are one database. */
   same: boolean;

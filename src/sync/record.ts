@@ -91,14 +91,21 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
        and due.definition_id = r.definition_id and due.claimed_by = r.id)
      update definition as d set full_run = case when d.full_run = r.id then null else d.full_run end,
        full_done = greatest(d.full_done, $3::bigint),
-       due_at = case when d.full_wanted > greatest(d.full_done, $3::bigint) and $3::bigint is not null then clock_timestamp()
+       -- Changes were missed: it is polled from now on, until a person looks at it.
+       tracking = case when $4::bigint > 0 and d.tracking = 'live' then 'polled' else d.tracking end,
+       polled_because = case when $4::bigint > 0 and d.tracking = 'live' then $5 else d.polled_because end,
+       distrusted_at = case when $4::bigint > 0 then clock_timestamp() else d.distrusted_at end,
+       due_at = case when $4::bigint > 0 or d.full_wanted > greatest(d.full_done, $3::bigint) and $3::bigint is not null then clock_timestamp()
          when d.due_at = r.scheduled_for then clock_timestamp() + $2 * interval '1 millisecond' else d.due_at end
      from run as r where r.id = $1 and d.id = r.definition_id
        and (d.due_at = r.scheduled_for or d.full_run = r.id or $3::bigint is not null)`,
-    [id, dueInMs, fullDone],
+    [id, dueInMs, fullDone, corrections, missed(id, corrections ?? 0)],
   );
   return true;
 }
+
+const missed = (run: number, corrections: number): string =>
+  `Run ${run} compared everybody and had to correct ${corrections === 1 ? 'one recipient' : `${corrections} recipients`}: following changes has missed something. \`personas-sync resume\` has it followed again.`;
 
 export interface HeldRun {
   id: number;

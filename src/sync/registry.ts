@@ -32,7 +32,7 @@ export function describeCadence(cadence: Cadence): string {
     case 'manual':
       return 'manual';
     case 'realtime':
-      return describeCadence(cadence.fallback);
+      return 'real time';
   }
 }
 

@@ -59,6 +59,14 @@ export async function exitAll(context: RunContext, definitionId: number, heldRun
       conflicting: 0,
       skippedValues: 0,
     };
-    return { id: heldRunId, outcome: 'succeeded', error: null, counts, unavailable: false, cause: null };
+    return {
+      id: heldRunId,
+      outcome: 'succeeded',
+      error: null,
+      counts,
+      corrections: null,
+      unavailable: false,
+      cause: null,
+    };
   });
 }

@@ -61,6 +61,8 @@ export interface RunResult {
   outcome: RunOutcome;
   error: string | null;
   counts: RunCounts | null;
+  /** What it found that following changes had missed; null: it can't tell. */
+  corrections: number | null;
   /** The failure was the database's being out of reach. */
   unavailable: boolean;
   /** What was thrown where nobody had thought of it, for the log. */
@@ -144,6 +146,7 @@ export async function runDefinition(
       outcome: 'failed',
       error: message,
       counts: null,
+      corrections: null,
       unavailable,
       cause: isExpected(explained) ? null : error,
     };
@@ -162,13 +165,29 @@ async function cancelled(run: Run): Promise<RunResult> {
   const { context, record } = run;
   const finish = finishOf(run, 'cancelled', null, 'Stopped.');
   await finishRun(context.databases.state.pool, record, { ...finish, dueInMs: finish.dueInMs === null ? null : 0 });
-  return { id: record.id, outcome: 'cancelled', error: 'Stopped.', counts: null, unavailable: true, cause: null };
+  return {
+    id: record.id,
+    outcome: 'cancelled',
+    error: 'Stopped.',
+    counts: null,
+    corrections: null,
+    unavailable: true,
+    cause: null,
+  };
 }
 
 /** What this instance computed while it led is nothing worth: another leads, and may have written newer results. */
 function superseded({ record }: Run): RunResult {
   const error = 'Given up: another instance leads.';
-  return { id: record.id, outcome: 'abandoned', error, counts: null, unavailable: true, cause: null };
+  return {
+    id: record.id,
+    outcome: 'abandoned',
+    error,
+    counts: null,
+    corrections: null,
+    unavailable: true,
+    cause: null,
+  };
 }
 
 /** Computes and applies in one transaction; null, with nothing written, where a recipient came twice to the plain form. */
@@ -216,7 +235,7 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       return superseded(run);
     }
     await session.query('commit');
-    return { id: record.id, outcome: 'succeeded', error: null, counts, unavailable: false, cause: null };
+    return { id: record.id, outcome: 'succeeded', error: null, counts, corrections, unavailable: false, cause: null };
   });
 }
 
@@ -240,7 +259,7 @@ async function hold(run: Run, held: HeldRun | null, counts: RunCounts, why: stri
   if (held !== null && held.textHash === textHash && isCovered(held.seen, counts)) {
     const error = `Run ${held.id} is held: ${why}.`;
     await finishRun(pool, record, finishOf(run, 'skipped', counts, error));
-    return { id: held.id, outcome: 'held', error, counts, unavailable: false, cause: null };
+    return { id: held.id, outcome: 'held', error, counts, corrections: null, unavailable: false, cause: null };
   }
   const error = `Held: ${why}.`;
   const isHeld = await withClient(pool, async (client) => {
@@ -251,7 +270,7 @@ async function hold(run: Run, held: HeldRun | null, counts: RunCounts, why: stri
     return isFinished;
   });
   if (!isHeld) return superseded(run);
-  return { id: record.id, outcome: 'held', error, counts, unavailable: false, cause: null };
+  return { id: record.id, outcome: 'held', error, counts, corrections: null, unavailable: false, cause: null };
 }
 
 /** Whether a failure is a person's or the database's, and no bug. */

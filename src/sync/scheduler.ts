@@ -3,6 +3,7 @@ import { sql } from 'kysely';
 import { createTask, setLogger } from 'node-cron';
 import type { Config } from '../config/types.js';
 import type { Cadence, Definition } from '../core/definition.js';
+import type { RunOutcome } from '../db/state.js';
 import { UnavailableError } from '../lib/errors.js';
 import { inTransaction } from '../db/connect.js';
 import type { Logger } from '../lib/logger.js';
@@ -28,13 +29,33 @@ const TRIES_AFTER_DEATH = 3;
 /** A definition that is polled rests at least ten times as long as it ran. */
 const REST_FACTOR = 10;
 
+const hashOf = (key: string): number => createHash('sha256').update(key).digest().readUInt32BE();
+/** A fixed place for each key, from 0 to below 1. */
+const placeOf = (key: string): number => hashOf(key) / 2 ** 32;
+
 /** A fixed place within the hour for each key, so that hourly runs are spread over it. */
 export function hourlyExpression(key: string): string {
-  const hash = createHash('sha256').update(key).digest().readUInt32BE();
+  const hash = hashOf(key);
   return `${hash % 60} ${Math.floor(hash / 60) % 60} * * * *`;
 }
 
-/** Milliseconds from now to the next scheduled moment; null: there is none. */
+/** A definition that is followed and held is counted anew so often. */
+const HELD_AGAIN_MS = 3_600_000;
+
+/** Milliseconds from the end of a run to the next scheduled moment; null: there is none. */
+export function nextRunMs(
+  { cadence, key, reconcileMs }: Pick<Definition, 'cadence' | 'key' | 'reconcileMs'>,
+  { tookMs, outcome, live }: { tookMs: number; outcome: RunOutcome; live: boolean },
+): number | null {
+  if (cadence.kind === 'realtime' && live) {
+    if (outcome === 'held' || outcome === 'skipped') return HELD_AGAIN_MS;
+    // Spread, so that not all are compared in full at one hour.
+    if (outcome === 'succeeded') return Math.round(reconcileMs * (1 - placeOf(key) / 4));
+  }
+  return nextDueMs(cadence, key, tookMs);
+}
+
+/** As `nextRunMs`, where changes aren't followed. */
 export function nextDueMs(cadence: Cadence, key: string, tookMs: number): number | null {
   switch (cadence.kind) {
     case 'manual':
@@ -111,7 +132,7 @@ export function startScheduler({ context, scheduled, draining, config, log, onRu
     const work = abandonOpenRuns(context.databases.state.pool, definition.key).then(() =>
       runDefinition({ ...context, config: config() }, definition, {
         ...request,
-        nextDueMs: ({ tookMs }) => nextDueMs(definition.cadence, definition.key, tookMs),
+        nextDueMs: (ended) => nextRunMs(definition, ended),
       }),
     );
     underWay.add(work);

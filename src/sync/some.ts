@@ -1,5 +1,5 @@
 import { bindMoments } from '../core/moments.js';
-import { quoteIdentifier } from '../db/connect.js';
+import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
 import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery } from './people.js';
 import { asSubquery } from './shape.js';
 import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
@@ -117,9 +117,34 @@ export interface Steps {
 const COMPUTED_COLUMNS = ['recipient', 'profile_id', 'beside', 'value', 'unsendable', 'rivals', 'others'] as const;
 
 export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
+  const { people, moments } = inputs;
+  const neighbours = neighboursQuery(people, moments, typed(people.shape.profileType, '$1::text[]'));
+  return {
+    touched: `select distinct id from (
+      select profile_id as id from (${touchedQuery(comparison, '$1::text[]')}) as t
+      union all select unnest(others) from (${touchedQuery(comparison, '$1::text[]')}) as t) as ids where id is not null`,
+    neighbours: neighbours === null ? null : `select distinct n.profile_id::text as id from (${neighbours}) as n`,
+    before: beforeQuery(comparison, '$1::text[]'),
+    computed: `${computedStep(inputs, '$1::text[]', '$2::text[]')}, $3::timestamptz as now`,
+    compared: compareStatement(
+      `select recipient, profile_id, beside, value::jsonb as value, unsendable::text[] as unsendable, rivals::text[] as rivals, others::text[] as others
+       from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+         as c(recipient, profile_id, beside, value, unsendable, rivals, others)`,
+      { ...comparison, some: { recipients: '$8::text[]', present: '$9::text[]' } },
+      people.shape,
+    ),
+  };
+}
+
+/** What evaluating these profiles reads in the source, for a look at its plan; `moments` are literals. */
+export function probeStatement(inputs: Inputs, profileIds: readonly string[]): string {
+  return computedStep(inputs, `array[${profileIds.map(quoteLiteral).join(', ')}]::text[]`, `'{}'::text[]`);
+}
+
+/** One row: what is computed for the profiles of `affected` and the recipients of `before`, SQL arrays of text. */
+function computedStep(inputs: Inputs, affectedText: string, before: string): string {
   const { people, moments, shape } = inputs;
   const { profileType } = people.shape;
-  const neighbours = neighboursQuery(people, moments, typed(profileType, '$1::text[]'));
   const affected = 'array(select profile_id from affected)';
   const wanted = 'array(select recipient from wanted)';
   const computed = computedQuery(inputs, {
@@ -131,29 +156,15 @@ export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
     shape.validUntil === null
       ? `'{}'::text[]`
       : `array(select array[profile_id, until] from (${windowsQuery(inputs, affected)}) as windows)`;
-  return {
-    touched: `select distinct id from (
-      select profile_id as id from (${touchedQuery(comparison, '$1::text[]')}) as t
-      union all select unnest(others) from (${touchedQuery(comparison, '$1::text[]')}) as t) as ids where id is not null`,
-    neighbours: neighbours === null ? null : `select distinct n.profile_id::text as id from (${neighbours}) as n`,
-    before: beforeQuery(comparison, '$1::text[]'),
-    computed: `with affected as materialized (select i as profile_id from unnest(${typed(profileType, '$1::text[]')}) as i where i is not null),
-      held as materialized (${recipientsQuery(people, moments, affected)}),
-      wanted as materialized (select unnest($2::text[]) as recipient union select recipient collate "C" from held where recipient is not null),
-      holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
-      present as materialized (${presentQuery(people, moments, affected)}),
-      computed as materialized (${computed})
-      select ${wanted} as wanted, array(select profile_id::text from present) as present, ${windows} as windows,
-        ${
-          // An array of arrays would need them to be of one length: these travel as their text.
-          COMPUTED_COLUMNS.map((column) => `(select array_agg(${column}::text) from computed) as ${column}`).join(', ')
-        }, $3::timestamptz as now`,
-    compared: compareStatement(
-      `select recipient, profile_id, beside, value::jsonb as value, unsendable::text[] as unsendable, rivals::text[] as rivals, others::text[] as others
-       from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-         as c(recipient, profile_id, beside, value, unsendable, rivals, others)`,
-      { ...comparison, some: { recipients: '$8::text[]', present: '$9::text[]' } },
-      people.shape,
-    ),
-  };
+  return `with affected as materialized (select i as profile_id from unnest(${typed(profileType, affectedText)}) as i where i is not null),
+    held as materialized (${recipientsQuery(people, moments, affected)}),
+    wanted as materialized (select unnest(${before}) as recipient union select recipient collate "C" from held where recipient is not null),
+    holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
+    present as materialized (${presentQuery(people, moments, affected)}),
+    computed as materialized (${computed})
+    select ${wanted} as wanted, array(select profile_id::text from present) as present, ${windows} as windows,
+      ${
+        // An array of arrays would need them to be of one length: these travel as their text.
+        COMPUTED_COLUMNS.map((column) => `(select array_agg(${column}::text) from computed) as ${column}`).join(', ')
+      }`;
 }

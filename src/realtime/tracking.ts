@@ -1,0 +1,341 @@
+import type { Config } from '../config/types.js';
+import type { Definition } from '../core/definition.js';
+import { inTransaction, withClient, type Client } from '../db/connect.js';
+import { isUnreachable } from '../db/failure.js';
+import { fenceLease } from '../db/lease.js';
+import { OperatorError } from '../lib/errors.js';
+import type { Logger } from '../lib/logger.js';
+import { momentsAt, prepareInputs, runLimits, type CompareContext } from '../sync/comparison.js';
+import { describePeople } from '../sync/shape.js';
+import { probeStatement } from '../sync/some.js';
+import type { Way } from './capture.js';
+import { inspect, type Inspection } from './catalogue.js';
+import { judgeEligibility, type Verdict } from './eligibility.js';
+import { FOREIGN } from './install.js';
+import { readWatchPlan } from './tables.js';
+import { tableName, watchName } from './trigger-sql.js';
+import { followedDefinitions, type WatchPlan } from './watches.js';
+
+/**
+ * Whether each definition that asks for it follows changes, is polled instead and why:
+ *
+ *   none ──asks for it──▶ polled ◀──────────── something is against it ──────────── live
+ *                           └── nothing is against it: first the mapping has it, then it is live and wanted in full ──▶┘
+ *
+ * What is against it is looked for in the configuration, in the source's catalogue (every few seconds) and in the SQL
+ * itself (once for each text, since that runs it). Whatever may have let a change go by, a trigger that was missing or
+ * another table in its place, is seen as another signature of the table, and has the definitions that depend on it
+ * compared in full.
+ */
+export interface Tracking {
+  /** Looks at everything once and writes what follows. */
+  look: (config: Config) => Promise<void>;
+  /** The ways from each watch, of the definitions that are followed or about to be. */
+  mapping: () => ReadonlyMap<string, readonly Way[]>;
+  /** Whether anything is captured for this state, and whether its triggers notify. */
+  captured: () => { notifies: boolean } | null;
+}
+
+export interface TrackingOptions {
+  context: Omit<CompareContext, 'config'>;
+  leader: string;
+  installation: string;
+  log: Logger;
+}
+
+/** What the SQL was found to be is looked at again after this. */
+const JUDGED_FOR_MS = 24 * 3_600_000;
+/** One that couldn't be judged is tried again after this. */
+const TRY_AGAIN_MS = 60_000;
+const TRIAL_MS = 20_000;
+const PROBED = 3;
+
+interface Judged {
+  evaluates: string;
+  because: string | null;
+  until: number;
+}
+
+interface Row {
+  id: number;
+  key: string;
+  tracking: 'none' | 'polled' | 'live';
+  polled_because: string | null;
+  evaluates: string | null;
+  distrusted: boolean;
+}
+
+export function createTracking({ context, leader, installation, log }: TrackingOptions): Tracking {
+  const { databases } = context;
+  const { pool } = databases.state;
+  let ways: ReadonlyMap<string, readonly Way[]> = new Map();
+  let captured: { notifies: boolean } | null = null;
+  const judged = new Map<string, Judged>();
+
+  const readProfileType = async ({ profiles }: Config): Promise<string> =>
+    withClient(databases.source, async (client) => {
+      await client.query('begin transaction read only');
+      const { profileType } = await describePeople(
+        client,
+        profiles.text,
+        profiles.key,
+        momentsAt('now', { lookback: null }),
+      );
+      await client.query('commit');
+      return profileType;
+    });
+
+  /** Why the SQL can't be evaluated profile by profile; null: it can. */
+  const judge = async (
+    config: Config,
+    definition: Definition,
+    evaluates: string,
+    profileType: string,
+  ): Promise<string | null> => {
+    const known = judged.get(definition.key);
+    if (known?.evaluates === evaluates && performance.now() < known.until) return known.because;
+    const remember = (because: string | null, forMs: number): string | null => {
+      judged.set(definition.key, { evaluates, because, until: performance.now() + forMs });
+      return because;
+    };
+    try {
+      const { because } = reasonOf(await judgeDefinition({ ...context, config }, definition, profileType));
+      return remember(because, JUDGED_FOR_MS);
+    } catch (error) {
+      if (isUnreachable(error)) throw error;
+      if (!(error instanceof OperatorError))
+        log.failure(`Whether "${definition.key}" can be followed is not known`, error);
+      return remember(
+        error instanceof OperatorError ? error.message : 'could not be judged; it is tried again',
+        TRY_AGAIN_MS,
+      );
+    }
+  };
+
+  return {
+    mapping: () => ways,
+    captured: () => captured,
+    look: async (config) => {
+      const asking = config.definitions.filter(asksForIt);
+      const plan =
+        asking.length === 0 ? NOTHING : await readWatchPlan(databases.source, config, await readProfileType(config));
+      const found = await inspect(databases.source, plan, installation);
+      const rows = await readRows(pool);
+      const changed = await changedTables(pool, found);
+      const isMissed = (key: string): boolean => tablesOf(plan, key).some((name) => changed.has(name));
+      const against = new Map<string, string>();
+      for (const definition of asking) {
+        const because = reasonAgainst(config, definition, plan, found);
+        if (because !== null) against.set(definition.key, because);
+      }
+      const profileType = asking.length === against.size ? '' : await readProfileType(config);
+      for (const definition of asking) {
+        const { key } = definition;
+        const row = rows.get(key);
+        const evaluates = plan.evaluates.get(key);
+        if (row === undefined || evaluates === undefined || against.has(key)) continue;
+        const isAsBefore = row.evaluates === evaluates;
+        if (row.distrusted && isAsBefore && !isMissed(key))
+          against.set(key, row.polled_because ?? 'Following was given up.');
+        // What was found to be possible before is believed while nothing about it has changed.
+        else if (!(row.tracking === 'live' && isAsBefore && !judged.has(key))) {
+          const because = await judge(config, definition, evaluates, profileType);
+          if (because !== null) against.set(key, `"${key}" ${because}.`);
+        }
+      }
+      ways = waysOf(plan, (key) => !against.has(key));
+      captured =
+        found.capture.kind === 'fine' && plan.tables.length > 0
+          ? { notifies: found.tables.every(({ notifies }) => notifies) }
+          : null;
+      await inTransaction(pool, async (client) => {
+        await fenceLease(client, leader);
+        await writeSignatures(client, found, changed);
+        for (const definition of config.definitions) {
+          const row = rows.get(definition.key);
+          if (row === undefined) continue;
+          if (!asking.includes(definition)) await follow(client, row, { tracking: 'none' });
+          else {
+            const because = against.get(definition.key);
+            const evaluates = plan.evaluates.get(definition.key) ?? '';
+            if (because !== undefined) await follow(client, row, { tracking: 'polled', because, evaluates });
+            else {
+              await follow(client, row, { tracking: 'live', evaluates, isMissed: isMissed(definition.key) });
+            }
+          }
+        }
+        await dropUnfollowed(client);
+      });
+    },
+  };
+}
+
+const NOTHING: WatchPlan = { tables: [], routes: new Map(), refused: [], evaluates: new Map() };
+
+function asksForIt({ enabled, cadence, changes }: Definition): boolean {
+  return enabled && changes.length > 0 && (cadence.kind === 'realtime' || cadence.kind === 'hourly');
+}
+
+const reasonOf = (verdict: Verdict): { because: string | null } => ({
+  because: verdict.kind === 'possible' ? null : verdict.because,
+});
+
+/** `profiles` first, then the definition; runs their SQL for some profiles. */
+async function judgeDefinition(context: CompareContext, definition: Definition, profileType: string): Promise<Verdict> {
+  const { databases, config } = context;
+  const { workMemMb } = runLimits(context);
+  const limits = { workMemMb, timeoutMs: TRIAL_MS };
+  const inputs = await prepareInputs(context, definition, momentsAt(new Date().toISOString(), definition));
+  const { profiles } = config;
+  const sample = await databases.source.query<{ id: string }>(
+    `select q.profile_id::text as id from (${profiles.text.sql}\n) as q limit ${PROBED}`,
+  );
+  const ids = sample.rows.map(({ id }) => id);
+  const known = {
+    triggers: new Map<string, string>(),
+    statement: ids.length === 0 ? null : probeStatement(inputs, ids),
+    stateSchema: databases.same ? databases.state.schema : null,
+  };
+  const ofPeople = await judgeEligibility(
+    databases.source,
+    { profiles, profileType, definition: null, gives: { profileId: true, validUntil: false } },
+    { ...known, statement: null },
+    limits,
+  );
+  if (ofPeople.kind === 'impossible')
+    return { kind: 'impossible', because: `can't be followed: \`profiles\` ${ofPeople.because}` };
+  const gives = { profileId: inputs.shape.person.by === 'profile', validUntil: inputs.shape.validUntil !== null };
+  return judgeEligibility(databases.source, { profiles, profileType, definition, gives }, known, limits);
+}
+
+/** What the configuration and the catalogue have against it; null: nothing. */
+function reasonAgainst(
+  config: Config,
+  { key }: Definition,
+  plan: WatchPlan,
+  { capture, tables }: Inspection,
+): string | null {
+  if (!followedDefinitions(config).some((each) => each.key === key))
+    return '`profiles` has no `changes`, so nobody knows whose email or userId has changed.';
+  const refused = plan.refused.find(({ definitions }) => definitions.includes(key));
+  if (refused !== undefined) return refused.problem.message;
+  switch (capture.kind) {
+    case 'missing':
+      return 'Nothing captures changes in the source: run `personas-sync realtime install`.';
+    case 'foreign':
+      return FOREIGN;
+    case 'denied':
+      return `The role may not read what is captured: ${capture.grants.join('; ')}.`;
+    case 'fine':
+  }
+  const names = new Set(tablesOf(plan, key));
+  const wrong = tables.find(({ watched: { table }, because }) => because !== null && names.has(tableName(table)));
+  return wrong === undefined ? null : `${tableName(wrong.watched.table)} ${wrong.because ?? ''}.`;
+}
+
+/** The names of the tables that a definition depends on. */
+function tablesOf(plan: WatchPlan, key: string): readonly string[] {
+  return plan.tables
+    .filter(({ watches }) =>
+      watches.some(
+        (watch) => plan.routes.get(watchName(watch))?.some(({ definitions }) => definitions.includes(key)) === true,
+      ),
+    )
+    .map(({ table }) => tableName(table));
+}
+
+function waysOf(plan: WatchPlan, isFollowed: (key: string) => boolean): ReadonlyMap<string, readonly Way[]> {
+  const entries = [...plan.routes].map(([watch, routes]) => {
+    const ways = routes
+      .map(({ statement, definitions }) => ({
+        keys: definitions.filter(isFollowed),
+        resolve: statement === null ? null : { sql: statement },
+      }))
+      .filter(({ keys }) => keys.length > 0);
+    return [watch, ways] as const;
+  });
+  return new Map(entries.filter(([, ways]) => ways.length > 0));
+}
+
+async function readRows(pool: Pick<Client, 'query'>): Promise<ReadonlyMap<string, Row>> {
+  const { rows } = await pool.query<Row>(
+    `select id, key, tracking, polled_because, evaluates, distrusted_at is not null as distrusted from definition where state <> 'archived'`,
+  );
+  return new Map(rows.map((row) => [row.key, row]));
+}
+
+/** The names of tables that aren't what they were when they were last looked at. */
+async function changedTables(pool: Pick<Client, 'query'>, { tables }: Inspection): Promise<ReadonlySet<string>> {
+  const { rows } = await pool.query<{ name: string; signature: string }>('select name, signature from watched');
+  const before = new Map(rows.map(({ name, signature }) => [name, signature]));
+  const changed = tables.filter(({ watched: { table }, signature }) => before.get(tableName(table)) !== signature);
+  return new Set(changed.map(({ watched: { table } }) => tableName(table)));
+}
+
+async function writeSignatures(client: Client, { tables }: Inspection, changed: ReadonlySet<string>): Promise<void> {
+  const names = tables.map(({ watched: { table } }) => tableName(table));
+  await client.query('delete from watched where not name = any($1)', [names]);
+  const written = tables.filter(({ watched: { table } }) => changed.has(tableName(table)));
+  if (written.length === 0) return;
+  await client.query(
+    `insert into watched (name, signature, problem) select * from unnest($1::text[], $2::text[], $3::text[])
+     on conflict (name) do update set signature = excluded.signature, problem = excluded.problem, seen_at = now()`,
+    [
+      written.map(({ watched: { table } }) => tableName(table)),
+      written.map(({ signature }) => signature),
+      written.map(({ because }) => because),
+    ],
+  );
+}
+
+/** What waits for a definition that isn't followed any more is nothing that anybody waits for. */
+async function dropUnfollowed(client: Client): Promise<void> {
+  const unfollowed = `select id from definition where tracking <> 'live'`;
+  await client.query(`delete from due where definition_id in (${unfollowed})`);
+  await client.query(`delete from validity where definition_id in (${unfollowed})`);
+}
+
+/** Gives following a definition up until a person resumes it, or what decides about it is another. */
+export async function giveUp(pool: Pick<Client, 'query'>, keys: readonly string[], because: string): Promise<void> {
+  await pool.query(
+    `update definition set tracking = 'polled', polled_because = $2, stuck_because = null, distrusted_at = clock_timestamp(),
+       due_at = clock_timestamp() where key = any($1) and tracking = 'live'`,
+    [keys, because],
+  );
+}
+
+type Next =
+  | { tracking: 'none' }
+  | { tracking: 'polled'; because: string; evaluates: string }
+  | { tracking: 'live'; evaluates: string; isMissed: boolean };
+
+const FULL = `full_wanted = nextval('version'), due_at = least(due_at, clock_timestamp())`;
+
+/** Writes what has changed about it; nothing where it is as it was. */
+async function follow(client: Client, row: Row, next: Next): Promise<void> {
+  if (next.tracking === 'live') {
+    if (row.tracking === 'live' && row.evaluates === next.evaluates && !next.isMissed) return;
+    await client.query(
+      `update definition set tracking = 'live', polled_because = null, stuck_because = null, distrusted_at = null, evaluates = $2, ${FULL}
+       where id = $1 and state <> 'archived'`,
+      [row.id, next.evaluates],
+    );
+    return;
+  }
+  if (next.tracking === 'polled' && row.tracking === 'polled') {
+    if (row.polled_because !== next.because)
+      await client.query(`update definition set polled_because = $2 where id = $1 and tracking = 'polled'`, [
+        row.id,
+        next.because,
+      ]);
+    return;
+  }
+  if (row.tracking === next.tracking) return;
+  const because = next.tracking === 'polled' ? next.because : null;
+  await client.query(
+    `update definition set tracking = $2, polled_because = $3, stuck_because = null,
+       due_at = case when tracking = 'live' and state = 'active' and due_at is not null then clock_timestamp() else due_at end
+     where id = $1`,
+    [row.id, next.tracking, because],
+  );
+}
