@@ -239,6 +239,27 @@ describe('a definition may be evaluated profile by profile', () => {
     expect(await because(sql, { lookback: '1000 days', gives: { validUntil: true } })).toBe('possible');
   });
 
+  it.each([
+    ['joined', 'select o.customer_id from changed c join public.orders o on o.id = c.order_id'],
+    ['each once', 'select distinct customer_id from orders, changed where order_id = orders.id'],
+    [
+      'by a CTE',
+      'with o as (select id, customer_id as c from orders) select c from o join changed as "New" on order_id = o.id',
+    ],
+    ['by a sub-query', 'select customer_id from orders where id in (select order_id from changed)'],
+    ['grouped', 'select max(customer_id) from orders join changed on order_id = orders.id group by orders.id'],
+    [
+      'of both sides',
+      'select customer_id from orders join changed on order_id = orders.id union select o.customer_id from orders o where id in (select order_id from changed)',
+    ],
+    ['by a left join', 'select customer_id from changed left join orders on order_id = orders.id'],
+    ['by a right join', 'select customer_id from orders right join changed on order_id = orders.id'],
+    ['by all columns', 'select customer_id from orders join (select * from changed) as c on c.order_id = orders.id'],
+  ])('with a way to profiles that is %s', async (_, sql) => {
+    const lines = `select o.customer_id as profile_id, sum(l.quantity) as value from only order_lines l join orders o on o.id = l.order_id group by 1`;
+    expect(await because(lines, { changes: [ORDERS, way('order_lines', sql)] })).toBe('possible');
+  });
+
   it('by several ways to one table', async () => {
     const sql =
       'select c.id as profile_id, count(d.id) as n from customers c left join customers d on d.name = c.name group by c.id';

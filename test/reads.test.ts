@@ -185,3 +185,27 @@ describe('a GROUP BY', () => {
     ).toEqual([{ before: 'id', columns: ['id'], tables: ['f f'] }]);
   });
 });
+
+describe('a SELECT that gives rows one by one', () => {
+  it.each<[sql: string, tables: string[] | null]>([
+    ['select id from a', ['a']],
+    ['select distinct a.id::bigint from a as x join "B" on true, c', ['x', 'B', 'c']],
+    ['with x as (select 1) select id from a where exists (select from b)', ['a']],
+    ['select id from a left join b on true', ['a']],
+    ['select id from a right join (b join c on true) on true', ['b', 'c']],
+    ['select id from a full join b on true', []],
+    ['select id from (select id from a) x', []],
+    ['select max(id) from a', null],
+    ['select unnest(ids) from a', null],
+    ['select distinct on (x) id from a', null],
+    ['select id from a group by id', null],
+    ['select id from a limit 1', null],
+    ['select id from a union select id from b', null],
+    ['values (1)', null],
+    ['select 1; select 2', null],
+  ])('%s has a row of %j', async (sql, expected) => {
+    const { plain } = await read(sql);
+    expect(plain === null ? null : plain.tables.map(({ alias }) => alias)).toEqual(expected);
+    if (plain !== null) expect(sql.slice(0, plain.at)).toMatch(/select (distinct )?$/);
+  });
+});

@@ -2,9 +2,9 @@ import type { Change } from '../core/definition.js';
 import type { Client } from '../db/connect.js';
 import { databaseFailure, isUnreachable } from '../db/failure.js';
 import { asSubquery } from '../sync/shape.js';
-import { applyEdits, cutTables } from './cut.js';
+import { cutTables } from './cut.js';
 import type { Following } from './followed.js';
-import { readsOf } from './reads.js';
+import { rowsLeadingTo } from './leading.js';
 import type { Sources } from './sources.js';
 
 /**
@@ -61,7 +61,7 @@ type Rows = ReadonlyMap<string, readonly string[]>;
 export async function tryAlone(client: Client, trial: Trial, limits: TrialLimits): Promise<TrialResult> {
   const ways = new Map<Change, string>();
   for (const change of new Set(trial.sources.tables.flatMap(trial.following))) {
-    const way = await rowsLeadingToSample(change, trial.profileType);
+    const way = await rowsLeadingTo(`any($1::text[]::${trial.profileType}[])`, change);
     if (way === null) return { kind: 'untried', because: `the SQL of \`changes.${change.written}\` can't be followed` };
     ways.set(change, way);
   }
@@ -96,21 +96,6 @@ export async function tryAlone(client: Client, trial: Trial, limits: TrialLimits
   } finally {
     await client.query('rollback');
   }
-}
-
-/** Whether a row, `personas_row`, leads to a profile of `$1`; null where the SQL that says it can't be read. */
-async function rowsLeadingToSample({ way }: Change, profileType: string): Promise<string | null> {
-  const sample = `any($1::text[]::${profileType}[])`;
-  if (way.kind === 'column') return `personas_row.${way.column} = ${sample}`;
-  const { sql } = way.text;
-  const reads = await readsOf(sql);
-  const edits = (reads?.tables ?? [])
-    .filter(({ schema, name }) => schema === null && name === 'changed')
-    .flatMap(({ span, isNamed }) =>
-      span === null ? [] : [{ ...span, text: `(select personas_row.*)${isNamed ? '' : ' as changed'}` }],
-    );
-  if (edits.length === 0) return null;
-  return `exists (select from ${asSubquery(applyEdits(sql, edits))} as way(profile_id) where way.profile_id = ${sample})`;
 }
 
 function rowsQuery(sql: string, profileType: string): string {

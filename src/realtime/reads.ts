@@ -36,6 +36,13 @@ export interface Grouping {
   tables: readonly { alias: string; table: NamedTable }[];
 }
 
+/** A SELECT that gives rows one by one, so that more columns may stand before its first. */
+export interface PlainSelect {
+  at: number;
+  /** The tables of its FROM from which each of its rows has a row. */
+  tables: Grouping['tables'];
+}
+
 export interface Reads {
   /** Without the names of CTEs; one entry for each time that a table is named. */
   tables: readonly NamedTable[];
@@ -48,6 +55,8 @@ export interface Reads {
   groupings: readonly Grouping[];
   /** Where columns are named with the schema of their table: the span of schema and table. */
   qualified: readonly { name: string; span: { from: number; to: number } }[];
+  /** The text itself, where it is one. */
+  plain: PlainSelect | null;
 }
 
 const CLOCK_FUNCTIONS = new Set('now transaction_timestamp statement_timestamp clock_timestamp timeofday'.split(' '));
@@ -81,7 +90,7 @@ export async function readsOf(sql: string, known: readonly string[] = []): Promi
   for (const statement of parsed.statements) {
     reader.walk(statement, { known: new Set(known), isInner: false, isBare: false });
   }
-  return reader.reads;
+  return { ...reader.reads, plain: reader.plainOf(parsed.statements) };
 }
 
 function createReader(sql: string) {
@@ -239,12 +248,11 @@ function createReader(sql: string) {
   };
 
   /** The tables of a FROM whose columns can be named by an alias and as they are in the table. */
-  const tablesOf = (value: unknown): Grouping['tables'] => {
-    if (Array.isArray(value)) return value.flatMap(tablesOf);
+  const tablesOf = (value: unknown, sidesOf: (join: Fields) => readonly unknown[] = bothSides): Grouping['tables'] => {
+    if (Array.isArray(value)) return value.flatMap((each) => tablesOf(each, sidesOf));
     const node = nodeOf(value);
-    if (node?.kind === 'JoinExpr') {
-      return node.fields.alias === undefined ? [...tablesOf(node.fields.larg), ...tablesOf(node.fields.rarg)] : [];
-    }
+    if (node?.kind === 'JoinExpr')
+      return node.fields.alias === undefined ? tablesOf(sidesOf(node.fields), sidesOf) : [];
     if (node?.kind !== 'RangeVar') return [];
     const alias = isFields(node.fields.alias) ? node.fields.alias : {};
     if (alias.colnames !== undefined) return [];
@@ -252,7 +260,37 @@ function createReader(sql: string) {
     return [{ alias: textOf(alias.aliasname) ?? table.name, table }];
   };
 
-  return { walk, reads: { tables, functions, clock, chance, overall, groupings, qualified } satisfies Reads };
+  const plainOf = ([statement, ...others]: readonly unknown[]): PlainSelect | null => {
+    const select = nodeOf(statement);
+    const targets = itemsOf(select?.fields.targetList);
+    const target = nodeOf(targets[0]);
+    if (select?.kind !== 'SelectStmt' || target === null || others.length > 0) return null;
+    const { fields } = select;
+    const isDistinctOn = itemsOf(fields.distinctClause).some((each) => nodeOf(each) !== null);
+    // A function among the columns may be an aggregate, or give several rows.
+    if (isDistinctOn || NOT_PLAIN.some((key) => fields[key] !== undefined) || hasKind(targets, 'FuncCall')) return null;
+    return { at: place(target.fields), tables: tablesOf(fields.fromClause, keptSides) };
+  };
+
+  return { walk, plainOf, reads: { tables, functions, clock, chance, overall, groupings, qualified } };
+}
+
+const NOT_PLAIN = ['groupClause', 'havingClause', 'limitCount', 'limitOffset', 'valuesLists', 'larg'];
+
+const bothSides = ({ larg, rarg }: Fields): readonly unknown[] => [larg, rarg];
+/** The sides of a join from which each of its rows has a row. */
+const keptSides = ({ jointype, larg, rarg }: Fields): readonly unknown[] =>
+  jointype === 'JOIN_INNER'
+    ? [larg, rarg]
+    : jointype === 'JOIN_LEFT'
+      ? [larg]
+      : jointype === 'JOIN_RIGHT'
+        ? [rarg]
+        : [];
+
+function hasKind(value: unknown, kind: string): boolean {
+  if (Array.isArray(value)) return value.some((each) => hasKind(each, kind));
+  return isFields(value) && (kind in value || Object.values(value).some((each) => hasKind(each, kind)));
 }
 
 /** The scope within a node that has a WITH, whose queries are walked here: each sees those before it, or all. */
