@@ -437,6 +437,7 @@ describe('a definition is polled', () => {
       'reads `events`, which `changes` lacks',
       { changes: [column('events_old', 'customer_id')] },
     ],
+    ['select id as profile_id from gone', 'names a table that does not exist [SQLSTATE 42P01]'],
     [
       'select id as profile_id, spent(id) as value from customers',
       "can't be tried alone: it calls `spent()`, which reads `orders`",

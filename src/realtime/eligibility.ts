@@ -3,7 +3,9 @@ import { listed } from '../config/wording.js';
 import type { Change, Definition, SqlText } from '../core/definition.js';
 import { bindMoments, findMoments, withoutEnd, type BoundText } from '../core/moments.js';
 import { withClient, type Client, type Pool } from '../db/connect.js';
+import { databaseFailure, isUnreachable } from '../db/failure.js';
 import { momentsAt } from '../sync/comparison.js';
+import type { Moments } from '../sync/shape.js';
 import { tryAlone, type TrialLimits } from './alone.js';
 import { followingOf, lineageOf, type Following } from './followed.js';
 import { relationsInPlan, wholeScansOf, type PlannedRelation } from './scans.js';
@@ -12,7 +14,7 @@ import { sourcesOf, type Finding, type Sources } from './sources.js';
 /**
  * Whether a definition may be evaluated profile by profile, as real time does it: whoever isn't evaluated must not have
  * changed. So its result for a profile may depend on followed tables alone, not on the clock, and on no rows but those
- * that lead to that profile. And it must be cheap. `profiles` has to be the same, for it says whom a change concerns. The
+ * that lead to that profile. And it must be cheap. `profiles` says whom a change concerns, so it is judged likewise, once. The
  * first reason against it, in the order of what is cheaper to find, is one sentence without its subject.
  */
 export type Verdict = { kind: 'possible' } | { kind: 'impossible'; because: string };
@@ -37,10 +39,10 @@ export interface Known {
   stateSchema: string | null;
 }
 
-const impossible = (because: string): Verdict => ({ kind: 'impossible', because });
-const POSSIBLE: Verdict = { kind: 'possible' };
-
-/** All verdicts, the first that is against it. `limits` are those of the last, which runs the text up to fifty times. */
+/**
+ * All verdicts, the first that is against it. `limits` are those of the last, which runs the text up to fifty times. What
+ * the database refuses is a verdict, too; only its being out of reach is thrown.
+ */
 export async function judgeEligibility(
   source: Pool,
   subject: Subject,
@@ -48,41 +50,55 @@ export async function judgeEligibility(
   limits: TrialLimits,
 ): Promise<Verdict> {
   return withClient(source, async (client) => {
-    const { rows } = await client.query<{ now: string }>('select clock_timestamp()::text as now');
-    const [text, profiles] = [textOf(subject), subject.profiles.text].map((each) =>
-      bindMoments(each.sql, momentsAt(rows[0]?.now ?? '', subject.definition ?? { lookback: null })),
-    );
-    if (text === undefined || profiles === undefined) return POSSIBLE;
-    if (!subject.gives.profileId) return impossible('gives email directly: real time needs `profile_id`');
-    const sources = await sourcesOf(client, text.text);
-    if (sources.kind === 'unreadable') return impossible("is written in a way that can't be read here");
-    const beyond = judgeClock(subject, text, sources);
-    if (beyond !== null) return impossible(beyond);
-    const following = await followingOf(client, sources.tables, changesOf(subject));
-    const planned = await relationsInPlan(client, withoutEnd(text.text));
-    const against =
-      (await judgeTables(client, subject, planned.all, sources, following)) ??
-      judgeTriggers(subject, known) ??
-      (known.statement === null ? null : await judgeScans(client, subject, known.statement, known.stateSchema)) ??
-      judgeOverall(subject, text, sources);
-    if (against !== null) return impossible(against);
-    const { profileType } = subject;
-    const own = subject.definition?.changes ?? subject.profiles.changes;
-    const trial = { sources, following, sql: text.text, profiles: profiles.text, profileType, changes: own };
-    const result = await tryAlone(client, trial, limits);
-    switch (result.kind) {
-      case 'same': {
-        const overall = await judgeOnce(client, subject, planned.once);
-        return overall === null ? POSSIBLE : impossible(overall);
-      }
-      case 'untried':
-        return impossible(`can't be tried alone: ${result.because}`);
-      case 'differs':
-        return impossible(
-          `one person's rows decide about another's (${result.differing} of ${result.tried} differ when evaluated alone): a LIMIT, a window over all, a sub-query over everyone, or a column in \`changes\` that isn't the profile's`,
-        );
+    try {
+      const because = await findReason(client, subject, known, limits);
+      return because === null ? { kind: 'possible' } : { kind: 'impossible', because };
+    } catch (error) {
+      const failure = isUnreachable(error) ? null : databaseFailure(error);
+      if (failure === null) throw error;
+      return { kind: 'impossible', because: failure.sentence };
     }
   });
+}
+
+async function findReason(client: Client, subject: Subject, known: Known, limits: TrialLimits): Promise<string | null> {
+  if (!subject.gives.profileId) return 'gives email directly: real time needs `profile_id`';
+  const { rows } = await client.query<{ now: string }>('select clock_timestamp()::text as now');
+  const moments = momentsAt(rows[0]?.now ?? '', subject.definition ?? { lookback: null });
+  const text = bindMoments(textOf(subject).sql, moments);
+  const sources = await sourcesOf(client, text.text);
+  if (sources.kind === 'unreadable') return "is written in a way that can't be read here";
+  const beyond = judgeClock(subject, text, sources);
+  if (beyond !== null) return beyond;
+  const following = await followingOf(client, sources.tables, changesOf(subject));
+  const planned = await relationsInPlan(client, withoutEnd(text.text));
+  return (
+    (await judgeTables(client, subject, planned.all, sources, following)) ??
+    judgeTriggers(subject, known) ??
+    (known.statement === null ? null : await judgeScans(client, subject, known.statement, known.stateSchema)) ??
+    judgeOverall(subject, text, sources) ??
+    (await judgeByTrial(client, subject, { text, moments, sources, following }, limits)) ??
+    (await judgeOnce(client, subject, planned.once))
+  );
+}
+
+async function judgeByTrial(
+  client: Client,
+  { definition, profiles, profileType }: Subject,
+  { text, moments, ...read }: { text: BoundText; moments: Moments; sources: Sources; following: Following },
+  limits: TrialLimits,
+): Promise<string | null> {
+  const bound = { sql: text.text, profiles: bindMoments(profiles.text.sql, moments).text };
+  const changes = (definition ?? profiles).changes;
+  const result = await tryAlone(client, { ...read, ...bound, profileType, changes }, limits);
+  switch (result.kind) {
+    case 'same':
+      return null;
+    case 'untried':
+      return `can't be tried alone: ${result.because}`;
+    case 'differs':
+      return `one person's rows decide about another's (${result.differing} of ${result.tried} differ when evaluated alone): a LIMIT, a window over all, a sub-query over everyone, or a column in \`changes\` that isn't the profile's`;
+  }
 }
 
 const textOf = ({ definition, profiles }: Subject): SqlText => definition?.text ?? profiles.text;
