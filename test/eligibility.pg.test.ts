@@ -47,6 +47,10 @@ beforeAll(async () => {
     create view shop.stats (who, orders) as select customer_id, count(*) from big_orders group by customer_id;
     create view buyers as select distinct customer_id as profile_id from shop.stats join orders on orders.customer_id = stats.who;
     create view people as select c.id, c.email, c.name, count(o.id) as orders from customers as c left join orders as o on o.customer_id = c.id group by c.id;
+    create view "Mixed Case" with (security_barrier) as
+      with o as (select customer_id as "Who", total from orders union all select customer_id, 1 from events) select "Who", sum(total) as "Sum" from o group by 1;
+    alter view "Mixed Case" rename column "Sum" to "How Much";
+    create recursive view countdown (customer_id, n) as select customer_id, 2 from orders union select customer_id, n - 1 from countdown where n > 0;
     create view ranked as select customer_id, rank() over (order by sum(total) desc) as place from orders group by customer_id;
     create view above_average as select customer_id from orders where total > (select avg(total) from orders);
     create view today as select customer_id from orders where placed_at > now() - interval '1 day';
@@ -229,6 +233,48 @@ describe('a definition may be evaluated profile by profile', () => {
       'select customer_id as profile_id, count(*) filter (where exists (select from order_lines where order_id = orders.id)) as n from orders group by customer_id order by (select max(id) from events e, orders o where e.customer_id = orders.customer_id)',
     ],
     ['with a semicolon and a comment', 'select customer_id as profile_id from orders; -- all'],
+    [
+      'of a view with a CTE, a union and other names',
+      'select "Who" as profile_id, "How Much" as value from "Mixed Case"',
+    ],
+    ['of a recursive view', 'select customer_id as profile_id, count(*) as n from countdown group by 1'],
+    [
+      'with a comment before it',
+      '/* with x as */ -- from y\nselect customer_id as profile_id from /* the */ orders /* table */',
+    ],
+    ['with columns under other names', 'select b as profile_id, max(c) as value from orders as o (a, b, c) group by b'],
+    [
+      'with a natural join',
+      'select customer_id as profile_id, count(*) as n from public.orders natural join (select id, customer_id from orders) x group by 1',
+    ],
+    [
+      'with one name at several depths',
+      'with o as (with o as (select * from orders) select * from o) select o.customer_id as profile_id, count(*) as n from o, lateral (select o.id from orders o2 where o2.id = o.id) x group by 1',
+    ],
+    [
+      'with sub-queries in its joins',
+      'select c.id as profile_id from customers c join orders o on o.customer_id = c.id and o.id in (select order_id from order_lines where quantity = 4)',
+    ],
+    [
+      'ordered',
+      'select customer_id as profile_id, array_agg(total order by id) as value from orders group by 1 order by count(*) desc, 1',
+    ],
+    [
+      'with GROUPING SETS',
+      'select customer_id as profile_id, count(*) as n from orders group by grouping sets ((customer_id), (customer_id, id)) having grouping(id) = 1',
+    ],
+    [
+      'with a table in brackets',
+      'select (o).customer_id as profile_id, (o.*)::text as value from (orders as o join order_lines l on l.order_id = o.id and l.id < 1000)',
+    ],
+    [
+      'with VALUES',
+      'select customer_id as profile_id, max(n) as value from orders join (values ($$open$$, 1), ($$completed$$, 2)) as v (s, n) on s = status group by 1',
+    ],
+    [
+      'with NaN and large numbers',
+      'select customer_id as profile_id, $$NaN$$::float as a, 9007199254740993 + customer_id as b, null as c from orders group by 1',
+    ],
     ['of nothing', 'select customer_id as profile_id from orders where false'],
   ])('%s', async (_, sql) => {
     expect(await because(sql)).toBe('possible');
