@@ -319,6 +319,39 @@ describe('a definition may be evaluated profile by profile', () => {
     expect(await because(sql, { changes })).toBe('possible');
   });
 
+  it.each(['text', 'character varying', 'character', 'uuid', 'numeric', 'date', 'integer'])(
+    'with profiles whose id is %s',
+    async (profileType) => {
+      const name = `by_${profileType.replace(' ', '_')}`;
+      const make: Record<string, string> = {
+        uuid: 'md5(i::text)::uuid',
+        date: `'2024-01-01'::date + i`,
+        character: `lpad(i::text, 3, '0')`,
+      };
+      const id = make[profileType] ?? `i::${profileType}`;
+      const type = profileType === 'character' ? 'character(3)' : profileType;
+      await database.pool.query(
+        `create table ${name} (id ${type}, n int); insert into ${name} select ${id}, i % 7 from generate_series(1, 150) as i`,
+      );
+      const changes = [column(name, 'id')];
+      const subject = {
+        ...subjectOf(`select id as profile_id, n from ${name} where n > 2`, {
+          changes,
+          profiles: `select id as profile_id from ${name}`,
+          profileChanges: changes,
+        }),
+        profileType,
+      };
+      expect(await judgeEligibility(pool, subject, FOUND, LIMITS)).toEqual({ kind: 'possible' });
+      const overall = `select id as profile_id, rank() over (partition by n order by id) as value from ${name}`;
+      const together = { ...subject, definition: { text: textOf(overall), lookback: null, changes } };
+      expect(await judgeEligibility(pool, together, FOUND, LIMITS)).toMatchObject({
+        kind: 'impossible',
+        because: expect.stringContaining('differ when evaluated alone') as unknown,
+      });
+    },
+  );
+
   it('when nobody is there', async () => {
     await database.pool.query('create table nobody (customer_id bigint)');
     const changes = [column('nobody', 'customer_id')];

@@ -89,8 +89,10 @@ async function judgeByTrial(
   limits: TrialLimits,
 ): Promise<string | null> {
   const bound = { sql: text.text, profiles: bindMoments(profiles.text.sql, moments).text };
-  const changes = (definition ?? profiles).changes;
-  const result = await tryAlone(client, { ...read, ...bound, profileType, changes }, limits);
+  const { changes } = definition ?? profiles;
+  // What is cast to `character` is one character long.
+  const castTo = profileType === 'character' ? 'bpchar' : profileType;
+  const result = await tryAlone(client, { ...read, ...bound, profileType: castTo, changes }, limits);
   switch (result.kind) {
     case 'same':
       return null;
