@@ -63,6 +63,7 @@ describe('--help', () => {
     'pause',
     'resume',
     'failed',
+    'realtime',
     'migrate',
     'schema',
     'demo',

@@ -287,6 +287,30 @@ addFilter(
 ).action((options: FailedOptions & { yes: boolean }) =>
   perform(ACTS, async (context) => (await import('./failed.js')).discard(context, deadFilter(options), options.yes)),
 );
+const realtime = program.command('realtime').description('the triggers in the source by which changes are followed');
+/** They write to the source alone. */
+const CAPTURES: Needs = { migrations: 'apply', readOnly: true, logLevel: 'warn' };
+realtime
+  .command('sql')
+  .description('prints what `install` runs, for somebody who may')
+  .option('--no-notify', 'for a source with prepared transactions: writers never notify')
+  .action((options: { notify: boolean }) =>
+    perform(LOOKS, async (context) => (await import('./realtime.js')).printSql(context, options)),
+  );
+realtime
+  .command('install')
+  .description('makes what is missing or out of date; keeps no writer waiting')
+  .option('--no-notify', 'for a source with prepared transactions: writers never notify')
+  .action((options: { notify: boolean }) =>
+    perform(CAPTURES, async (context) => (await import('./realtime.js')).installTriggers(context, options)),
+  );
+realtime
+  .command('uninstall')
+  .description('takes all of it out of the source')
+  .option('-y, --yes', 'also what another personas-sync uses, without asking', false)
+  .action((options: { yes: boolean }) =>
+    perform(LOOKS_AHEAD, async (context) => (await import('./realtime.js')).uninstallTriggers(context, options)),
+  );
 program
   .command('migrate')
   .description('brings the state tables to this version')

@@ -1,0 +1,137 @@
+import { withClient } from '../db/connect.js';
+import { describeProblem, OperatorError } from '../lib/errors.js';
+import { inspect, type Inspection } from '../realtime/catalogue.js';
+import { FOREIGN, install, installScript, uninstall } from '../realtime/install.js';
+import { readWatchPlan } from '../realtime/tables.js';
+import { tableName, watchName } from '../realtime/trigger-sql.js';
+import { followedDefinitions, type WatchPlan } from '../realtime/watches.js';
+import { momentsAt } from '../sync/comparison.js';
+import { describePeople } from '../sync/shape.js';
+import { agrees, type CommandContext } from './command.js';
+import type { Opened } from './open.js';
+import { countOf, plain, SIGN, type Output } from './output.js';
+
+/** `realtime sql`, `install` and `uninstall`: the triggers in the source by which changes are followed. */
+const EXIT_OPERATOR = 2;
+/** Describing takes milliseconds; more is a lock that somebody else holds. */
+const PATIENCE_MS = 30_000;
+
+export interface InstallChoice {
+  notify: boolean;
+}
+
+/** The id of the state, by which a source knows who consumes what is captured in it. */
+async function readInstallation({ databases }: Opened): Promise<string> {
+  const row = await databases.state.db
+    .selectFrom('setting')
+    .select('value')
+    .where('name', '=', 'installation')
+    .executeTakeFirst();
+  if (typeof row?.value === 'string') return row.value;
+  throw new OperatorError('The state has no id yet: run `personas-sync migrate` first.');
+}
+
+async function readPlan({ config, databases }: Opened): Promise<WatchPlan> {
+  const { text, key } = config.profiles;
+  const moments = momentsAt(new Date().toISOString(), { lookback: null });
+  const { profileType } = await withClient(databases.source, async (client) => {
+    await client.query(`begin transaction read only; set local statement_timeout = ${PATIENCE_MS}`);
+    const people = await describePeople(client, text, key, moments);
+    await client.query('rollback');
+    return people;
+  });
+  return readWatchPlan(databases.source, config, profileType);
+}
+
+/** Says what can't be followed; returns whether there is anything. */
+function sayRefused({ refused }: WatchPlan, output: Output): boolean {
+  for (const { definitions, problem } of refused) {
+    const keys = definitions.map((key) => `"${key}"`).join(', ');
+    output.say(
+      `${SIGN.bad} ${plain(describeProblem(problem))} Until then ${keys} ${definitions.length === 1 ? 'is' : 'are'} polled.`,
+    );
+  }
+  return refused.length > 0;
+}
+
+function nothingToFollow({ config }: Opened, plan: WatchPlan): string | null {
+  if (plan.tables.length > 0) return null;
+  if (plan.refused.length > 0) return 'No definition can be followed.';
+  if (followedDefinitions(config).length > 0) return null;
+  return 'Nothing is to be followed: that takes `changes` in a definition, and in `profiles`.';
+}
+
+const factsOf = (plan: WatchPlan): Readonly<Record<string, unknown>> => ({
+  tables: plan.tables.map(({ table, watches }) => ({ table: tableName(table), watches: watches.map(watchName) })),
+  refused: plan.refused,
+});
+
+async function look(opened: Opened): Promise<{ plan: WatchPlan; found: Inspection; installation: string }> {
+  const installation = await readInstallation(opened);
+  const plan = await readPlan(opened);
+  return { plan, installation, found: await inspect(opened.databases.source, plan, installation) };
+}
+
+/** Prints what `install` would run, whatever is there already, for somebody with more rights to run. */
+export async function printSql({ opened, output }: CommandContext, { notify }: InstallChoice): Promise<number> {
+  const { plan, found, installation } = await look(opened);
+  if (found.capture.kind === 'foreign') throw new OperatorError(FOREIGN);
+  const refused = sayRefused(plan, output);
+  const nothing = nothingToFollow(opened, plan);
+  const script = nothing === null ? installScript(found, { installation, notify }) : null;
+  output.object({ ...factsOf(plan), script });
+  if (script === null) output.say(nothing ?? '');
+  else output.line(script.trimEnd());
+  return refused ? EXIT_OPERATOR : 0;
+}
+
+/** Makes the triggers, and says what it did. What can't be followed is left out, and ends it with 2. */
+export async function installTriggers(
+  { opened, output, signal }: CommandContext,
+  { notify }: InstallChoice,
+): Promise<number> {
+  const installation = await readInstallation(opened);
+  const plan = await readPlan(opened);
+  const done: string[] = [];
+  const onDone = (what: string): void => {
+    done.push(what);
+    output.line(`${SIGN.good} ${plain(what)}`);
+  };
+  await install(opened.databases.source, plan, { installation, notify, onDone, signal });
+  const refused = sayRefused(plan, output);
+  output.object({ ...factsOf(plan), done });
+  const watched = countOf(plan.tables.length, 'table');
+  const nothing = nothingToFollow(opened, plan);
+  output.line(nothing ?? `Changes of ${watched} are captured${done.length === 0 ? ' already; nothing was done' : ''}.`);
+  return refused ? EXIT_OPERATOR : 0;
+}
+
+/** Takes everything out of the source. What another state consumes only goes with a yes. */
+export async function uninstallTriggers(context: CommandContext, { yes }: { yes: boolean }): Promise<number> {
+  const { opened, output, signal } = context;
+  const { source } = opened.databases;
+  const installation = opened.hasState ? await readInstallation(opened) : '';
+  const { capture } = await inspect(
+    source,
+    { tables: [], routes: new Map(), refused: [], evaluates: new Map() },
+    installation,
+  );
+  if (capture.kind === 'foreign') {
+    output.say(
+      'The source is captured for another personas-sync (its state has another id), which will poll from then on.',
+    );
+    if (!(await agrees(context, 'Uninstall it?', yes))) {
+      output.object({ done: [] });
+      return EXIT_OPERATOR;
+    }
+  }
+  const done: string[] = [];
+  const onDone = (what: string): void => {
+    done.push(what);
+    output.line(`${SIGN.good} ${plain(what)}`);
+  };
+  const there = await uninstall(source, { onDone, signal });
+  output.object({ done });
+  output.line(there ? 'Nothing of real time is left in the source.' : 'There is nothing of real time in the source.');
+  return 0;
+}
