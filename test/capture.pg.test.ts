@@ -201,6 +201,43 @@ describe('a writer', () => {
     await source.sql(`drop owned by ${role}; drop role ${role}`);
   });
 
+  it("can make the function run nothing of its own, whatever it puts before PostgreSQL's", async () => {
+    source = await createCaptured(
+      `${TABLES}; create table visits (customer_id bigint, at timestamptz, page text);
+       create schema evil;
+       create function evil.fail() returns boolean language plpgsql as $$ begin raise exception 'run'; end $$;
+       create function evil.cardinality(anyarray) returns int language sql as 'select evil.fail()::int';
+       create function evil.cardinality(bigint[]) returns int language sql as 'select evil.fail()::int';
+       create function evil.cardinality(text[]) returns int language sql as 'select evil.fail()::int';
+       create function evil.clock_timestamp() returns timestamptz language sql as 'select evil.fail()::text::timestamptz';
+       create function evil.pg_notify(text, text) returns void language sql as 'select evil.fail()';
+       create function evil.jsonb_build_array(bigint, timestamptz) returns jsonb language sql as 'select to_jsonb(evil.fail())';
+       create function evil.same(text, text) returns boolean language sql as 'select evil.fail()';
+       create operator evil.= (leftarg = text, rightarg = text, function = evil.same);
+       create function evil.fewer(int, int) returns boolean language sql as 'select evil.fail()';
+       create operator evil.<= (leftarg = int, rightarg = int, function = evil.fewer);
+       create function evil.later(timestamptz, timestamptz) returns boolean language sql as 'select evil.fail()';
+       create operator evil.> (leftarg = timestamptz, rightarg = timestamptz, function = evil.later);
+       create domain evil.text as pg_catalog.text check (evil.fail())`,
+    );
+    const plan = await source.plan([
+      ['orders', 'customer_id'],
+      ['visits', 'SELECT customer_id FROM changed WHERE at IS NOT NULL'],
+      ['visits', 'page'],
+    ]);
+    await source.install(plan);
+    await source.sql(`update personas_capture.listener set asleep_until = 'infinity'`);
+    for (const statement of [
+      'insert into public.orders values (11, 4, 1)',
+      'update public.orders set total = 2',
+      'truncate public.orders cascade',
+      `insert into public.visits values (1, '2026-01-02Z', '3')`,
+    ]) {
+      await source.sql(`set local search_path = evil, pg_catalog; ${statement}`);
+    }
+    expect(await source.take()).toHaveLength(5);
+  });
+
   it('notifies only while the daemon sleeps', async () => {
     source = await createCaptured(TABLES);
     await source.install(await source.plan([['orders', 'customer_id']]));

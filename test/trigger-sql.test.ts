@@ -30,31 +30,31 @@ describe('a function', () => {
   it('writes a row for each kind of statement, and notifies while somebody sleeps', () => {
     expect(createFunction(ORDERS, [watch('id')], { notify: true }).join(';\n')).toBe(
       `create or replace function personas_capture."orders_${functionName(ORDERS).slice(-8)}"() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $personas$
+language plpgsql security definer as $personas$
 -- personas-sync capture 1
 #variable_conflict use_column
 begin
-  if tg_op = 'INSERT' then
+  if tg_op operator(pg_catalog.=) 'INSERT' then
     insert into personas_capture.capture (watch, keys)
-    select 'public.orders(id)', case when cardinality(c.keys) <= 50000 then c.keys::text[] end
-    from (select array_agg(distinct r."id") filter (where r."id" is not null) as keys from new_rows as r) as c
+    select 'public.orders(id)', case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) 50000 then c.keys::pg_catalog.text[] end
+    from (select pg_catalog.array_agg(distinct r."id") filter (where r."id" is not null) as keys from new_rows as r) as c
     where c.keys is not null;
-  elsif tg_op = 'UPDATE' then
+  elsif tg_op operator(pg_catalog.=) 'UPDATE' then
     insert into personas_capture.capture (watch, keys)
-    select 'public.orders(id)', case when cardinality(c.keys) <= 50000 then c.keys::text[] end
-    from (select array_agg(distinct r."id") filter (where r."id" is not null) as keys from (select "id" from new_rows union all select "id" from old_rows) as r) as c
+    select 'public.orders(id)', case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) 50000 then c.keys::pg_catalog.text[] end
+    from (select pg_catalog.array_agg(distinct r."id") filter (where r."id" is not null) as keys from (select "id" from new_rows union all select "id" from old_rows) as r) as c
     where c.keys is not null;
-  elsif tg_op = 'DELETE' then
+  elsif tg_op operator(pg_catalog.=) 'DELETE' then
     insert into personas_capture.capture (watch, keys)
-    select 'public.orders(id)', case when cardinality(c.keys) <= 50000 then c.keys::text[] end
-    from (select array_agg(distinct r."id") filter (where r."id" is not null) as keys from old_rows as r) as c
+    select 'public.orders(id)', case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) 50000 then c.keys::pg_catalog.text[] end
+    from (select pg_catalog.array_agg(distinct r."id") filter (where r."id" is not null) as keys from old_rows as r) as c
     where c.keys is not null;
-  elsif tg_op = 'TRUNCATE' then
+  elsif tg_op operator(pg_catalog.=) 'TRUNCATE' then
     insert into personas_capture.capture (watch, keys)
-    select 'public.orders(id)', null::text[];
+    select 'public.orders(id)', null::pg_catalog.text[];
   end if;
-  if found and exists (select from personas_capture.listener as l where l.asleep_until > clock_timestamp()) then
-    perform pg_notify('personas_capture', '');
+  if found and exists (select from personas_capture.listener as l where l.asleep_until operator(pg_catalog.>) pg_catalog.clock_timestamp()) then
+    perform pg_catalog.pg_notify('personas_capture', '');
   end if;
   return null;
 end $personas$;
@@ -70,11 +70,15 @@ revoke all on function personas_capture."orders_${functionName(ORDERS).slice(-8)
 
   it('takes keys of one column as their text, of several or none as JSON', () => {
     const body = (...names: string[]): string => functionBody([watch(...names)], { notify: false });
-    expect(body('customer_id')).toContain('array_agg(distinct r."customer_id"::text collate "C") filter');
-    expect(body('id', 'customer_id')).toContain(
-      'array_agg(distinct jsonb_build_array(r."id", r."customer_id")::text collate "C") as keys',
+    expect(body('customer_id')).toContain(
+      'array_agg(distinct r."customer_id"::pg_catalog.text collate pg_catalog."C") filter',
     );
-    expect(body()).toContain('array_agg(distinct jsonb_build_array()::text collate "C") as keys from new_rows');
+    expect(body('id', 'customer_id')).toContain(
+      'array_agg(distinct pg_catalog.jsonb_build_array(r."id", r."customer_id")::pg_catalog.text collate pg_catalog."C") as keys',
+    );
+    expect(body()).toContain(
+      'pg_catalog.jsonb_build_array()::pg_catalog.text collate pg_catalog."C") as keys from new_rows',
+    );
   });
 
   it('writes for all watches of its table at once', () => {
@@ -84,7 +88,7 @@ revoke all on function personas_capture."orders_${functionName(ORDERS).slice(-8)
   });
 
   it('fixes the settings that the text of a key depends on, where it does', () => {
-    expect(functionSettings([watch('id', 'customer_id')])).toEqual(['set search_path = pg_catalog, pg_temp']);
+    expect(functionSettings([watch('id', 'customer_id')])).toEqual([]);
     expect(functionSettings([watch('id'), watch('at')])).toContain(`set timezone = 'UTC'`);
   });
 

@@ -6,8 +6,10 @@ import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
  *
  * - A statement without rows writes nothing; one with rows writes one row for each watch of its table, in the writer's
  *   own transaction, and takes no lock that another writer could wait for.
- * - The writer needs no right on `personas_capture`: the functions run as their owner, with a fixed search_path, and name
- *   everything by its schema. The only names without one are the transition tables, which come before any table.
+ * - The writer needs no right on `personas_capture`: the functions run as their owner, and name everything by its schema,
+ *   operators and types too, so that a writer's search_path changes nothing. (Setting it in the function would cost a
+ *   ninth of what the capture of a row costs.) The only names without a schema are the transition tables, which come
+ *   before any table.
  * - The text of a key doesn't depend on the writer's settings.
  * - A NOTIFY makes all commits of the cluster queue, so one is sent only while the daemon sleeps.
  *
@@ -111,13 +113,16 @@ function keysOf(columns: readonly SourceColumn[]): { keys: string; text: string 
   const [first, ...more] = columns.map(({ name, type }) => ({ sql: `r.${quoteIdentifier(name)}`, type }));
   if (first === undefined || more.length > 0) {
     const values = columns.map(({ name }) => `r.${quoteIdentifier(name)}`).join(', ');
-    return { keys: `array_agg(distinct jsonb_build_array(${values})::text collate "C")`, text: 'c.keys' };
+    return { keys: aggregated(asText(`pg_catalog.jsonb_build_array(${values})`)), text: 'c.keys' };
   }
   const present = `filter (where ${first.sql} is not null)`;
   return WHOLE_NUMBERS.has(first.type)
-    ? { keys: `array_agg(distinct ${first.sql}) ${present}`, text: 'c.keys::text[]' }
-    : { keys: `array_agg(distinct ${first.sql}::text collate "C") ${present}`, text: 'c.keys' };
+    ? { keys: `${aggregated(first.sql)} ${present}`, text: 'c.keys::pg_catalog.text[]' }
+    : { keys: `${aggregated(asText(first.sql))} ${present}`, text: 'c.keys' };
 }
+
+const aggregated = (value: string): string => `pg_catalog.array_agg(distinct ${value})`;
+const asText = (value: string): string => `${value}::pg_catalog.text collate pg_catalog."C"`;
 
 function rowsOf(kind: StatementKind, columns: readonly SourceColumn[]): string {
   if (kind === 'insert') return 'new_rows as r';
@@ -128,9 +133,9 @@ function rowsOf(kind: StatementKind, columns: readonly SourceColumn[]): string {
 
 function captureOf(kind: StatementKind, watch: Watch): string {
   const name = quoteLiteral(watchName(watch)).trim();
-  if (kind === 'truncate') return `    select ${name}, null::text[]`;
+  if (kind === 'truncate') return `    select ${name}, null::pg_catalog.text[]`;
   const { keys, text } = keysOf(watch.columns);
-  return `    select ${name}, case when cardinality(c.keys) <= ${MOST_KEYS} then ${text} end
+  return `    select ${name}, case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) ${MOST_KEYS} then ${text} end
     from (select ${keys} as keys from ${rowsOf(kind, watch.columns)}) as c
     where c.keys is not null`;
 }
@@ -141,12 +146,12 @@ function captureOf(kind: StatementKind, watch: Watch): string {
  */
 export function functionBody(watches: readonly Watch[], { notify }: { notify: boolean }): string {
   const branches = STATEMENT_KINDS.map((kind, index) => {
-    const condition = `${index === 0 ? 'if' : 'elsif'} tg_op = '${kind.toUpperCase()}' then`;
+    const condition = `${index === 0 ? 'if' : 'elsif'} tg_op operator(pg_catalog.=) '${kind.toUpperCase()}' then`;
     const selects = watches.map((watch) => captureOf(kind, watch)).join('\n    union all\n');
     return `  ${condition}\n    insert into ${CAPTURE_SCHEMA}.capture (watch, keys)\n${selects};`;
   });
-  const wake = `  if found and exists (select from ${CAPTURE_SCHEMA}.listener as l where l.asleep_until > clock_timestamp()) then
-    perform pg_notify('${CHANNEL}', '');
+  const wake = `  if found and exists (select from ${CAPTURE_SCHEMA}.listener as l where l.asleep_until operator(pg_catalog.>) pg_catalog.clock_timestamp()) then
+    perform pg_catalog.pg_notify('${CHANNEL}', '');
   end if;
 `;
   return `
@@ -162,7 +167,7 @@ end `;
 /** The settings that a function of these watches runs under, as \`create function\` takes them. */
 export function functionSettings(watches: readonly Watch[]): readonly string[] {
   const isSettled = watches.every(({ columns }) => columns.every(({ type }) => SETTLED.has(type)));
-  return ['set search_path = pg_catalog, pg_temp', ...(isSettled ? [] : SETTINGS_OF_VALUES)];
+  return isSettled ? [] : SETTINGS_OF_VALUES;
 }
 
 /** What makes the function of a table, or replaces it. */
@@ -178,7 +183,7 @@ export function createFunction(
   while (body.includes(delimiter)) delimiter = `$personas_${delimiter.length}$`;
   return [
     `create or replace function ${name} returns trigger
-language plpgsql security definer ${functionSettings(watches).join(' ')} as ${delimiter}${body}${delimiter}`,
+language plpgsql ${['security definer', ...functionSettings(watches)].join(' ')} as ${delimiter}${body}${delimiter}`,
     `revoke all on function ${name} from public`,
   ];
 }
