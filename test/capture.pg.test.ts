@@ -292,6 +292,21 @@ describe('a writer', () => {
     ]);
   });
 
+  it('is captured by a column that is generated, unless that is only computed when it is read', async () => {
+    source = await createCaptured(
+      `${TABLES}; create table visits (url text, visitor bigint generated always as (length(url)) stored)`,
+    );
+    await source.install(await source.plan([['visits', 'visitor']]));
+    await source.sql(`insert into visits values ('12345')`);
+    expect(await source.take()).toEqual([{ watch: 'public.visits(visitor)', keys: ['5'] }]);
+    const [server] = await source.sql(`select current_setting('server_version_num')::int as version`);
+    if (Number(server?.version) < 180_000) return;
+    await source.sql('alter table visits add seen bigint generated always as (length(url)) virtual');
+    expect((await source.plan([['visits', 'seen']])).refused).toMatchObject([
+      { problem: { message: 'The table public.visits has no column `seen` that a trigger sees.' } },
+    ]);
+  });
+
   it('leaves the same key whatever the settings of its session', async () => {
     source = await createCaptured(
       `create table customers (id bigint); create table visits (at timestamptz, amount double precision, code char(4))`,

@@ -60,6 +60,8 @@ export interface Inspection {
 }
 
 interface NodeRow {
+  /** Which of the watched tables it belongs to, from 1. */
+  root: number;
   schema: string;
   name: string;
   node: string;
@@ -89,18 +91,17 @@ interface FunctionRow {
 /** `version` is the row's: a trigger that was switched off and on has another. */
 const NODES = `
   with recursive node as (
-    select c.oid as root, c.oid from unnest($1::text[], $2::text[]) as w (schema, name)
+    select w.root, c.oid from unnest($1::text[], $2::text[]) with ordinality as w (schema, name, root)
       join pg_namespace as n on n.nspname = w.schema join pg_class as c on c.relnamespace = n.oid and c.relname = w.name
     union select node.root, i.inhrelid from node join pg_inherits as i on i.inhparent = node.oid
   )
-  select rn.nspname || '.' || r.relname as root, n.nspname as schema, c.relname as name, c.oid::text as node,
+  select node.root::int4 as root, n.nspname as schema, c.relname as name, c.oid::text as node,
     coalesce(pg_relation_filenode(c.oid), 0)::text as file, has_table_privilege(c.oid, 'TRIGGER') as may_trigger,
     coalesce((select json_agg(json_build_object('oid', t.oid::text, 'version', t.xmin::text, 'name', t.tgname, 'type', t.tgtype,
         'enabled', t.tgenabled::text, 'old', t.tgoldtable, 'new', t.tgnewtable, 'function', p.proname) order by t.tgname)
       from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid join pg_namespace as s on s.oid = p.pronamespace
       where t.tgrelid = c.oid and not t.tgisinternal and s.nspname = '${CAPTURE_SCHEMA}'), '[]')::text as triggers
-  from node join pg_class as r on r.oid = node.root join pg_namespace as rn on rn.oid = r.relnamespace
-    join pg_class as c on c.oid = node.oid join pg_namespace as n on n.oid = c.relnamespace
+  from node join pg_class as c on c.oid = node.oid join pg_namespace as n on n.oid = c.relnamespace
   order by node.root, c.oid`;
 
 const FUNCTIONS = `
@@ -259,21 +260,20 @@ export async function inspect(source: Pool, plan: WatchPlan, installation: strin
       settings: settings === null ? null : (JSON.parse(settings) as string[]),
     }));
     const tables = plan.tables.map(({ table }) => table);
-    const { rows } = await client.query<NodeRow & { root: string }>(NODES, [
+    const { rows } = await client.query<NodeRow>(NODES, [
       tables.map(({ schema }) => schema),
       tables.map(({ name }) => name),
     ]);
     const wanted = new Set(tables.map(functionName));
     return {
       ...about,
-      tables: plan.tables.map((watched) => {
-        const root = `${watched.table.schema}.${watched.table.name}`;
-        return judgeTable(
+      tables: plan.tables.map((watched, index) =>
+        judgeTable(
           watched,
-          rows.filter((row) => row.root === root),
+          rows.filter(({ root }) => root === index + 1),
           functions,
-        );
-      }),
+        ),
+      ),
       stale: functions.map(({ name }) => name).filter((name) => !wanted.has(name)),
     };
   });

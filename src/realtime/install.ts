@@ -177,6 +177,12 @@ export async function uninstall(
   return true;
 }
 
+const HEADER = `-- What captures changes for personas-sync, in the schema ${CAPTURE_SCHEMA}. It may be run again at any time.
+-- A statement that gives up after half a second has met somebody who holds the table: run it again.
+-- Before a watched column is renamed or dropped: personas-sync realtime uninstall. Its table couldn't be written to
+-- until the functions are made anew.
+`;
+
 /** All that `install` makes, whatever is there already, as a script for whoever may run it. */
 export function installScript(found: Inspection, options: { installation: string; notify: boolean }): string {
   const tables = found.tables.flatMap(({ watched: { table, watches }, nodes }) => [
@@ -185,5 +191,5 @@ export function installScript(found: Inspection, options: { installation: string
   ]);
   const schema = transaction(createSchema({ installation: options.installation, role: found.role }));
   const stale = found.stale.map((name) => transaction([withShortLocks(), dropFunction(name)]));
-  return [schema, ...tables, ...stale].join('\n');
+  return [HEADER, schema, ...tables, ...stale].join('\n');
 }
