@@ -122,6 +122,52 @@ describe.each([{ separate: false }, { separate: true }])('a mover, state apart: 
   });
 });
 
+describe('whatever happens', () => {
+  beforeEach(async () => {
+    captured = await createCaptured();
+  });
+
+  it('all that is committed arrives, and nothing that was rolled back, while sessions are ended again and again', async () => {
+    captured.move();
+    const began = performance.now();
+    const goesOn = (): boolean => performance.now() - began < 6_000;
+    const committed = new Set<string>();
+    const rolledBack = new Set<string>();
+    let customer = 0;
+    const write = async (): Promise<void> => {
+      const client = await captured.database.pool.connect();
+      while (goesOn()) {
+        const mine: string[] = [];
+        await client.query('begin');
+        for (let count = Math.ceil(Math.random() * 3); count > 0; count -= 1) {
+          mine.push(String((customer += 1)));
+          await client.query('insert into orders (customer_id) values ($1)', [customer]);
+          // Holds its numbers for a moment, now and then for longer than the position is kept.
+          const heldFor = Math.random() < 0.05 ? 2.5 : Math.random() * 0.02;
+          if (goesOn()) await client.query('select pg_sleep($1)', [heldFor]);
+        }
+        const isKept = Math.random() < 0.9;
+        await client.query(isKept ? 'commit' : 'rollback');
+        for (const id of mine) (isKept ? committed : rolledBack).add(id);
+      }
+      client.release();
+    };
+    const disturb = async (): Promise<void> => {
+      while (goesOn()) {
+        await sql(
+          `select pg_terminate_backend(pid) from pg_stat_activity
+           where datname = current_database() and application_name like 'personas-sync %' order by random() limit 1`,
+        );
+        await sql('select pg_sleep(0.3)');
+      }
+    };
+    await Promise.all([...Array.from({ length: 6 }, write), disturb()]);
+    await expect.poll(captured.left, SOON).toBe(0);
+    expect(rolledBack.size).toBeGreaterThan(0);
+    expect(new Set(await captured.due())).toEqual(committed);
+  });
+});
+
 describe('a mover', () => {
   beforeEach(async () => {
     captured = await createCaptured();
