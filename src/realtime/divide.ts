@@ -1,6 +1,6 @@
 import type { Pool } from '../db/connect.js';
-import { park, readWaiting } from '../sync/waiting.js';
 import type { BatchResult } from '../sync/batch.js';
+import { park, readWaiting } from '../sync/waiting.js';
 import { judgeTrouble } from './trouble.js';
 
 /** More that fail than these aren't a few strange rows: it is the definition. */

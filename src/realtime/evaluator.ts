@@ -6,11 +6,11 @@ import { backoffMs } from '../lib/backoff.js';
 import { UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { createSignal } from '../lib/signal.js';
+import type { BatchOptions, BatchResult } from '../sync/batch.js';
 import { wantFull } from '../sync/due.js';
 import { markStuck, readFollowed, retryParked } from '../sync/waiting.js';
 import { divide } from './divide.js';
 import { judgeTrouble, type Trouble } from './trouble.js';
-import type { BatchResult } from '../sync/batch.js';
 import type { Worker } from './worker.js';
 
 /**
@@ -181,13 +181,10 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
     place: Place,
     work: Work,
     definition: Definition,
-    batch: { limit: number; only?: readonly number[] },
+    batch: BatchOptions,
   ): Promise<BatchResult> => {
     if (isStopping) throw new UnavailableError('Stopped.');
-    if (place.worker?.isOpen() === false) {
-      place.worker.close();
-      place.worker = null;
-    }
+    if (place.worker?.isOpen() === false) leave(place);
     place.worker ??= await openWorker();
     const began = performance.now();
     const result = await place.worker.evaluate(definition, work.id, batch);
@@ -222,6 +219,11 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
     }
   };
 
+  const leave = (place: Place): void => {
+    place.worker?.close();
+    place.worker = null;
+  };
+
   const giveUp = async (work: Work, why: string): Promise<void> => {
     [work.speed, work.failed] = [UNKNOWN_SPEED, NEVER_FAILED];
     await onTooSlow(work.id, `Evaluating what has changed ${why}.`);
@@ -232,10 +234,7 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
     work.failed = { ...work.failed, [trouble.kind]: times };
     switch (trouble.kind) {
       case 'again':
-        if (trouble.isLost) {
-          place.worker?.close();
-          place.worker = null;
-        }
+        if (trouble.isLost) leave(place);
         rest(work, backoffMs(times, AGAIN, Math.random()));
         return times < OFTEN ? 'goes on' : 'stays';
       case 'slow':
@@ -249,6 +248,8 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
         if (!work.isStuck && cause === null) log.warn(`What has changed of "${work.key}" waits: ${sentence}`);
         if (!work.isStuck && cause !== null) log.failure(`What has changed of "${work.key}" waits`, cause);
         work.isStuck = true;
+        // What it has prepared may no longer fit the tables.
+        leave(place);
         await markStuck(state, work.id, sentence);
         if (times === OFTEN) await wantFull(state, [work.key], { dropDue: false });
         return 'stays';
