@@ -1,18 +1,15 @@
 import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
-import { openSession } from '../db/session.js';
 import { isUnreachable } from '../db/failure.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { until } from '../lib/until.js';
-import { evaluateBatch } from '../sync/batch.js';
 import type { CompareContext } from '../sync/comparison.js';
-import { openBatchSession } from '../sync/evaluation.js';
 import { createCapture, type Capture } from './capture.js';
 import { startEvaluator } from './evaluator.js';
 import { startMover, type Mover } from './mover.js';
 import { createTracking, giveUp } from './tracking.js';
-import type { Worker } from './worker.js';
+import { openWorker } from './worker.js';
 
 /**
  * Real time as one thing with a beginning and an end: `tracking` says what is followed, the mover takes what the triggers
@@ -49,12 +46,18 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
   const tracking = createTracking({ context, leader, installation, log });
   const stopping = new AbortController();
 
+  let compared: CompareContext = { ...context, config: config() };
+  /** The same object until the configuration is another. */
+  const compareContext = (): CompareContext => {
+    if (compared.config !== config()) compared = { ...context, config: config() };
+    return compared;
+  };
   const followed = (): readonly Definition[] =>
     config().definitions.filter(({ cadence }) => cadence.kind === 'realtime');
   const evaluator = startEvaluator({
     state: pool,
     definitions: followed,
-    openWorker: () => openWorker(options),
+    openWorker: () => openWorker(compareContext),
     follows,
     onChanged,
     onTooSlow: async (definitionId, sentence) => {
@@ -154,27 +157,4 @@ async function readInstallation({ context }: RealTimeOptions): Promise<string> {
     .executeTakeFirst();
   if (typeof row?.value !== 'string') throw new UnavailableError('The state has no id.');
   return row.value;
-}
-
-/** Sessions of their own, since what is prepared and `delta` last as long as they do. */
-async function openWorker({ context, config }: RealTimeOptions): Promise<Worker> {
-  const { databases } = context;
-  const current = config();
-  const own = await openSession(databases.same ? databases.direct : databases.state.pool);
-  try {
-    const source = databases.same ? null : await openSession(databases.direct);
-    const session = await openBatchSession({ ...context, config: current }, own.client, source?.client ?? null);
-    return {
-      evaluate: (definition, definitionId, options) => evaluateBatch(session, definition, definitionId, options),
-      // By another configuration it would be another evaluation.
-      isOpen: () => own.isOpen() && source?.isOpen() !== false && config() === current,
-      close: () => {
-        own.close();
-        source?.close();
-      },
-    };
-  } catch (error) {
-    own.close();
-    throw error;
-  }
 }

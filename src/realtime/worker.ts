@@ -1,5 +1,5 @@
 import type { Definition } from '../core/definition.js';
-import type { Client } from '../db/connect.js';
+import type { Client, Pool } from '../db/connect.js';
 import { openSession, type Session } from '../db/session.js';
 import { evaluateBatch, type BatchOptions, type BatchResult } from '../sync/batch.js';
 import type { CompareContext } from '../sync/comparison.js';
@@ -21,19 +21,19 @@ const prepare = (client: Client): Promise<unknown> => client.query(`set lock_tim
 /** Opens a worker; `context` gives the same object for as long as nothing of it has changed. */
 export async function openWorker(context: () => CompareContext): Promise<Worker> {
   const opened = context();
-  const { source, state, same } = opened.databases;
+  const { direct, state, same } = opened.databases;
   const sessions: Session[] = [];
   const close = (): void => {
     for (const session of sessions) session.close();
   };
-  const open = async (pool: typeof source): Promise<Client> => {
+  const open = async (pool: Pool): Promise<Client> => {
     const session = await openSession(pool, prepare);
     sessions.push(session);
     return session.client;
   };
   try {
-    const client = await open(same ? source : state.pool);
-    const batches = await openBatchSession(opened, client, same ? null : await open(source));
+    const client = await open(same ? direct : state.pool);
+    const batches = await openBatchSession(opened, client, same ? null : await open(direct));
     return {
       evaluate: (definition, definitionId, options) => evaluateBatch(batches, definition, definitionId, options),
       isOpen: () => context() === opened && sessions.every((session) => session.isOpen()),
