@@ -188,7 +188,7 @@ describe('a request', () => {
   it('of single calls is the call itself, and of bulk calls an array of them', () => {
     const one = '{"userId":"7","dataFields":{"vip":true}}';
     const other = '{"email":"Eve@x.de","userId":"8","dataFields":{"vip":true}}';
-    const single = { method: 'POST', timeoutMs: 10_000 };
+    const single = { method: 'POST', timeoutMs: 10_000, isFrequent: true };
     const bulk = { method: 'POST', timeoutMs: 30_000 };
     expect(port.update.single.request(updates.slice(0, 1))).toEqual({
       ...single,

@@ -11,6 +11,8 @@ export interface HttpRequest {
   body: string | null;
   /** How long it may be open altogether; the lease counts on it. */
   timeoutMs: number;
+  /** One of hundreds a second: what it costs to send it counts. */
+  isFrequent?: boolean;
 }
 
 export type Answer =

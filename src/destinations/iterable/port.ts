@@ -51,7 +51,7 @@ function single(
     bytes: MOST_BYTES,
     overhead: 0,
     timeoutMs: SINGLE_REQUEST_MS,
-    request: (items) => post(path, textOf(items)),
+    request: (items) => ({ ...post(path, textOf(items)), isFrequent: true }),
     judge: (answer, [item], now) => judgeOne(answer, judge(answer, item, now)),
   };
 }
