@@ -404,7 +404,7 @@ describe('the slots', () => {
     const slots = createSlots(300, () => (freed += 1));
     let release: () => void = () => undefined;
     const held = new Promise<void>((resolve) => (release = resolve));
-    slots.run(Array.from({ length: 300 }, (_, n) => () => (n === 0 ? held : Promise.resolve())));
+    slots.run([...Array(300).keys()], (n) => (n === 0 ? held : Promise.resolve()));
     expect(slots.free()).toBe(0);
     await expect.poll(() => slots.free()).toBe(295);
     expect(freed).toBe(59);
@@ -416,7 +416,7 @@ describe('the slots', () => {
     const slots = createSlots(60, () => undefined);
     let release: () => void = () => undefined;
     const held = new Promise<void>((resolve) => (release = resolve));
-    const start = (count: number): void => slots.run(Array.from({ length: count }, () => () => held));
+    const start = (count: number): void => slots.run([...Array(count).keys()], () => held);
     start(60);
     slots.resize(120);
     expect(slots.free()).toBe(60);

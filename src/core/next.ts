@@ -23,12 +23,11 @@ export type Step<T extends Waiting> =
 
 /** `rows` in the order of their ids. */
 export function nextStep<T extends Waiting>(rows: readonly T[]): Step<T> {
-  const marks = rows.filter((row) => row.kind === 'm');
-  const unsure = rows.filter((row) => row.confirm && row.due && !row.blocked);
-  const ready = marks.filter((row) => row.due && !row.blocked && !row.confirm);
+  const ready = rows.filter((row) => row.kind === 'm' && row.due && !row.blocked && !row.confirm);
   if (ready.length > 0) return { kind: 'update', marks: ready };
+  const unsure = rows.filter((row) => row.confirm && row.due && !row.blocked);
   if (unsure.some((row) => row.kind === 'm')) return { kind: 'ask', rows: unsure };
   const event = rows.find((row) => row.kind === 'e');
-  if (event === undefined || !event.due || marks.some((mark) => mark.id < event.id)) return { kind: 'wait' };
+  if (!event?.due || rows.some((row) => row.kind === 'm' && row.id < event.id)) return { kind: 'wait' };
   return event.confirm ? { kind: 'ask', rows: unsure } : { kind: 'track', event };
 }

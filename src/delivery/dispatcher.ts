@@ -22,7 +22,7 @@ import { createSignal } from '../lib/signal.js';
 import { createSlots } from './slots.js';
 import { createStops } from './stops.js';
 import { createUnderWay } from './under-way.js';
-import { createWriter, type Writer } from './writer.js';
+import { allWritten, createWriter, openReceipt, type Writer } from './writer.js';
 
 /**
  * Takes what waits for one destination out of the outbox and sends it. A recipient is under way from the moment when its
@@ -145,9 +145,14 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const writers = { live: openWriter(), others: openWriter() };
 
   /** What this instance had under way may have come after what the new leader sends. */
-  const yieldTo = async (recipient: string, rows: readonly WaitingRow[], sent: ReadonlySet<number>): Promise<void> => {
+  const yieldTo = async (
+    recipient: string,
+    rows: readonly WaitingRow[],
+    settled: readonly Settlement[],
+  ): Promise<void> => {
     if (!isLeaseLost) onLeaseLost();
     isLeaseLost = true;
+    const sent = new Set(settled.map(({ id }) => id));
     const marks = rows.flatMap((row) => (row.kind === 'm' && sent.has(row.id) ? [row] : []));
     await markAnew(state, destinationId, recipient, marks, LATE_MS);
   };
@@ -180,7 +185,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     },
     onStop: signal.notify,
   });
-  const shared: Omit<Desk, 'settle'> = {
+  const desk: Desk = {
     outlet,
     stop: (reason) => {
       if (destinationState === 'active') refusal ??= reason;
@@ -197,24 +202,21 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
 
   /** Delivers to one recipient and waits until it is written down what became of it. */
   const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<Delivered> => {
-    const sent = new Set<number>();
-    const written: Promise<void>[] = [];
+    const settled: Settlement[] = [];
+    const receipt = openReceipt();
     const writer = rows.some(({ priority }) => priority === 0) ? writers.live : writers.others;
     const settle = (settlement: Settlement): void => {
-      sent.add(settlement.id);
+      settled.push(settlement);
       if (settlement.kind === 'acknowledged') acknowledged.count(1, performance.now());
-      const write = writer.write(settlement);
-      // Awaited below; until then it may fail unseen.
-      write.catch(() => undefined);
-      written.push(write);
+      writer.write(settlement, receipt);
     };
     try {
-      const delivered = await deliverRecipient({ ...shared, settle }, recipient, rows);
-      await Promise.all(written);
+      const delivered = await deliverRecipient(desk, settle, recipient, rows);
+      await allWritten(receipt);
       return delivered;
     } catch (error) {
-      await Promise.allSettled(written);
-      if (error instanceof LeaseLostError) await yieldTo(recipient, rows, sent);
+      await allWritten(receipt).catch(() => undefined);
+      if (error instanceof LeaseLostError) await yieldTo(recipient, rows, settled);
       else if (!stopping) throw error;
       return { lookAgain: 'own', restMs: AFTER_BUG_MS };
     }
@@ -232,8 +234,9 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       return { lookAgain: 'own', restMs: AFTER_BUG_MS };
     });
     if (restMs === 0) {
-      const lowestLeft = { no: NOTHING, own: Math.min(...rows.map(({ id }) => id)), any: 0 }[lookAgain];
-      release(recipient, lowestLeft);
+      // The first row has the lowest id.
+      const ownFrom = rows[0]?.id ?? NOTHING;
+      release(recipient, lookAgain === 'no' ? NOTHING : lookAgain === 'own' ? ownFrom : 0);
       return;
     }
     underWay.rest(recipient, restMs);
@@ -247,7 +250,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (free.length === 0) return;
     const waiting = await loadWaiting(state.pool, destinationId, free);
     for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
-    slots.run(free.map((recipient) => () => handle(recipient, waiting.get(recipient) ?? [])));
+    slots.run(free, (recipient) => handle(recipient, waiting.get(recipient) ?? []));
   };
 
   const stopForRefusal = async (reason: string): Promise<void> => {

@@ -3,7 +3,7 @@ import { nextStep } from '../core/next.js';
 import type { Refusal, Verdict } from '../core/verdict.js';
 import { backoffMs } from '../lib/backoff.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
-import { type Settlement } from '../outbox/settle.js';
+import type { Settlement } from '../outbox/settle.js';
 import type { Outlet, Urgency } from './outlet.js';
 
 /**
@@ -18,7 +18,6 @@ import type { Outlet, Urgency } from './outlet.js';
  */
 export interface Desk {
   outlet: Outlet;
-  settle: (settlement: Settlement) => void;
   /** The destination refuses everything: it stops. */
   stop: (reason: string) => void;
   /** The id of the list that a definition fills; what keeps it from being known is put into effect like any verdict. */
@@ -59,24 +58,41 @@ const KNOWN_TO_BE_FORGOTTEN = {
   field: null,
   answer: 'Not sent: an earlier call was refused because the destination has forgotten this person.',
 } as const;
+/** The column that is a place on a list. */
+const PLACE = [LIST];
 /** `attempts` counts a hundred for each such answer, and one for each failure since. */
 const WAIT_STEP = 100;
 
 type Refused = Extract<Verdict, { kind: 'refused' }>;
 type Final = Extract<Verdict, { kind: 'acknowledged' | 'refused' }>;
-/** What has become of the columns of each mark. */
-type OpenColumns = ReadonlyMap<WaitingMark, Map<string, 'open' | 'acknowledged' | 'refused'>>;
 /** `halt`: nothing more may be sent for this recipient now. */
 type Outcome = 'done' | 'halt';
 
+/** One delivery: what its steps share. */
+interface Errand extends Delivered {
+  desk: Desk;
+  settle: (settlement: Settlement) => void;
+  recipient: string;
+  urgency: Urgency;
+}
+
+/** What has come to an end of a mark's columns. */
+interface Progress {
+  mark: WaitingMark;
+  accepted: readonly string[];
+  refused: readonly string[];
+}
+
 /** Columns of a mark that are sent in one request. */
 interface Part {
-  mark: WaitingMark;
+  of: Progress;
   columns: readonly string[];
 }
 
-function identifyCall({ mark, columns }: Part, recipient: string, keyAlone: boolean): IdentifyCall {
-  const isWhole = columns.length === mark.values.filter(({ field }) => field !== LIST).length;
+function identifyCall({ of: { mark }, columns }: Part, recipient: string, keyAlone: boolean): IdentifyCall {
+  const isAll = columns.length === mark.values.length;
+  const traits = isAll ? mark.values : mark.values.filter(({ field }) => columns.includes(field));
+  const isWhole = isAll || columns.length === columnsOf(mark).length;
   return {
     type: 'identify',
     // A version is used once: the number of a change, whenever it is sent.
@@ -84,7 +100,7 @@ function identifyCall({ mark, columns }: Part, recipient: string, keyAlone: bool
     recipient,
     beside: mark.withBeside && !keyAlone ? mark.beside : null,
     computation: mark.computation,
-    traits: mark.values.filter(({ field }) => columns.includes(field)),
+    traits,
   };
 }
 
@@ -103,221 +119,232 @@ function trackCall(row: WaitingEvent, recipient: string, keyAlone: boolean): Tra
   };
 }
 
+/** Delivers what can be delivered now of `waiting`, in the order of its ids; `settle` is told of each row that was sent. */
 export async function deliverRecipient(
   desk: Desk,
+  settle: (settlement: Settlement) => void,
   recipient: string,
   waiting: readonly WaitingRow[],
 ): Promise<Delivered> {
-  const { outlet, settle } = desk;
-  const delivered: Delivered = { lookAgain: 'no', restMs: 0 };
-  const urgency = URGENCIES[Math.min(2, ...waiting.map(({ priority }) => priority))] ?? 'later';
-
-  const acknowledge = (row: WaitingRow, columns: readonly string[] | null = null): void => {
-    const { id, version } = row;
-    desk.passed(row);
-    settle({ kind: 'acknowledged', id, version, columns });
-  };
-  /** False where the call waits instead. */
-  const refuse = (row: WaitingRow, columns: readonly string[] | null, verdict: Refused): boolean => {
-    const { id, version } = row;
-    const { about, reason, answer } = verdict;
-    // What is wrong with a definition shows in all of its calls: they needn't all die of it.
-    if (about === 'content' && !desk.refused(row, reason)) {
-      delivered.lookAgain = 'own';
-      return false;
-    }
-    const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
-    const forgotten = reason === FORGOTTEN ? recipient : null;
-    settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
-    return true;
-  };
-
-  /** Passes on what ends a call; puts anything else into effect, for the rows that were sent, and gives null. */
-  const conclude = (verdict: Verdict | null, rows: readonly WaitingRow[]): Final | null => {
-    switch (verdict?.kind) {
-      case 'acknowledged':
-      case 'refused':
-        return verdict;
-      case 'again':
-        for (const row of rows) settle({ ...again(row, verdict.waitMs), late: verdict.late });
-        if (verdict.late) delivered.restMs = verdict.waitMs ?? 0;
-        return null;
-      case 'gone':
-        for (const { definitionId } of rows) desk.stopDefinition(definitionId, verdict.reason);
-        return null;
-      case 'stop':
-        desk.stop(verdict.reason);
-        delivered.lookAgain = 'own';
-        return null;
-      case 'slower':
-      case undefined:
-        delivered.lookAgain = 'own';
-        return null;
-    }
-  };
-
-  /** Sends parts as one update, in pieces where it is refused; notes in `open` what has come to an end. */
-  const update = async (parts: readonly Part[], keyAlone: boolean, open: OpenColumns): Promise<Outcome> => {
-    const [first, ...others] = parts.map((part) => identifyCall(part, recipient, keyAlone));
-    if (first === undefined) return 'done';
-    const calls: UserUpdate = [first, ...others];
-    const marks = parts.map(({ mark }) => mark);
-    const verdict = conclude(await outlet.update(calls, urgency), marks);
-    if (verdict === null) return 'halt';
-    if (verdict.kind === 'acknowledged') {
-      for (const { mark, columns } of parts) for (const column of columns) open.get(mark)?.set(column, 'acknowledged');
-      return 'done';
-    }
-    const isPaired = calls.some(({ beside }) => beside !== null);
-    if (isPaired && mayBeBeside(verdict)) return update(parts, true, open);
-    const waited = verdict.about === 'trouble' ? parts.flatMap(({ mark }) => waitFor(mark, verdict) ?? []) : [];
-    if (waited.length > 0) {
-      for (const each of waited) settle(each);
-      return 'halt';
-    }
-    const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : null;
-    if (pieces !== null) {
-      for (const piece of pieces) if ((await update(piece, keyAlone, open)) === 'halt') return 'halt';
-      return 'done';
-    }
-    let outcome: Outcome = 'done';
-    for (const { mark, columns } of parts) {
-      if (!refuse(mark, columns, verdict)) outcome = 'halt';
-      else for (const column of columns) open.get(mark)?.set(column, 'refused');
-    }
-    return outcome;
-  };
-
-  /** Puts the recipient on the list of a definition, or takes them off. */
-  const list = async (mark: WaitingMark, open: OpenColumns): Promise<Outcome> => {
-    if (mark.list === null) {
-      // The definition fills no list any more.
-      open.get(mark)?.set(LIST, 'acknowledged');
-      return 'done';
-    }
-    const found = await desk.listOf(mark);
-    if (found?.kind !== 'list') {
-      const refused = conclude(found, [mark]);
-      if (refused?.kind === 'refused') {
-        desk.stopDefinition(mark.definitionId, `The list "${mark.list.name}" can't be made (${refused.reason}).`);
-      }
-      return 'halt';
-    }
-    const member = mark.values.some(({ field, json }) => field === LIST && json === 'true');
-    const change = { recipient, listId: found.id, member, existingOnly: mark.list.existingOnly };
-    const verdict = conclude(await outlet.list(change, urgency), [mark]);
-    if (verdict === null) return 'halt';
-    if (verdict.kind === 'refused') {
-      const waited = waitFor(mark, verdict);
-      if (waited !== null) {
-        settle(waited);
-        return 'halt';
-      }
-      // Who isn't there needn't be on the list, where nobody is to be made for it.
-      if (!(verdict.about === 'unknown' && change.existingOnly)) {
-        if (!refuse(mark, [LIST], verdict)) return 'halt';
-        open.get(mark)?.set(LIST, 'refused');
-        return 'done';
-      }
-    }
-    open.get(mark)?.set(LIST, 'acknowledged');
-    return 'done';
-  };
-
-  /** Sends what is due of some marks; whatever has come to an end is settled, though something else must wait. */
-  const sendMarks = async (marks: readonly WaitingMark[]): Promise<Outcome> => {
-    const fieldsOf = (mark: WaitingMark): string[] => mark.values.map(({ field }) => field);
-    const open: OpenColumns = new Map(
-      marks.map((mark) => [mark, new Map(fieldsOf(mark).map((name) => [name, 'open']))]),
-    );
-    const parts = marks
-      .map((mark): Part => ({ mark, columns: fieldsOf(mark).filter((name) => name !== LIST) }))
-      .filter(({ columns }) => columns.length > 0);
-    let outcome = await update(parts, false, open);
-    for (const mark of marks) {
-      if (outcome === 'done' && fieldsOf(mark).includes(LIST)) outcome = await list(mark, open);
-    }
-    for (const [mark, columns] of open) {
-      const ended = [...columns].filter(([, state]) => state !== 'open');
-      const accepted = ended.filter(([, state]) => state === 'acknowledged').map(([name]) => name);
-      // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
-      if (accepted.length > 0) acknowledge(mark, ended.length === columns.size ? null : accepted);
-      if (ended.length === columns.size && mark.hasFollowers) delivered.lookAgain = 'any';
-    }
-    return outcome;
-  };
-
-  /** Whether the person is still there, where the source has lost them. */
-  const ask = async (rows: readonly WaitingRow[]): Promise<Outcome | 'there'> => {
-    const answer = await outlet.find(recipient);
-    if (answer?.kind === 'there') return 'there';
-    if (answer?.kind === 'absent') {
-      for (const row of rows) {
-        // A user who isn't there after a minute won't be made only to be told that they left.
-        if (row.confirmStage >= 2) acknowledge(row);
-        else settle({ ...again(row, ASYNCHRONOUS_MS), attempts: row.attempts, confirmStage: 2 });
-      }
-      return rows.every((row) => row.confirmStage >= 2) ? 'done' : 'halt';
-    }
-    const verdict = conclude(answer, rows);
-    if (verdict === null) return 'halt';
-    if (verdict.kind === 'acknowledged') return 'there';
-    for (const row of rows) refuse(row, null, verdict);
-    return 'done';
-  };
-
-  const track = async (row: WaitingEvent, keyAlone: boolean): Promise<Outcome> => {
-    const call = trackCall(row, recipient, keyAlone);
-    const verdict = conclude(await outlet.track(call, urgency), [row]);
-    if (verdict === null) return 'halt';
-    if (verdict.kind === 'acknowledged') {
-      acknowledge(row);
-      return 'done';
-    }
-    if (call.beside !== null && mayBeBeside(verdict)) return track(row, true);
-    const waited = waitFor(row, verdict);
-    if (waited === null) return refuse(row, null, verdict) ? 'done' : 'halt';
-    settle(waited);
-    return 'halt';
-  };
-
-  const [first] = waiting;
-  if (first?.isForgotten === true) {
-    for (const row of waiting) refuse(row, null, KNOWN_TO_BE_FORGOTTEN);
-    return delivered;
+  const errand: Errand = { desk, settle, recipient, urgency: urgencyOf(waiting), lookAgain: 'no', restMs: 0 };
+  if (waiting[0]?.isForgotten === true) {
+    for (const row of waiting) refuse(errand, row, null, KNOWN_TO_BE_FORGOTTEN);
+    return errand;
   }
   let rows = waiting;
   for (;;) {
     const step = nextStep(rows);
     switch (step.kind) {
       case 'wait':
-        return delivered;
+        return errand;
       case 'update': {
         const marks = step.marks.filter((row) => row.kind === 'm').sort((a, b) => a.version - b.version);
-        if ((await sendMarks(marks)) === 'halt') return delivered;
-        const sent = new Set<WaitingRow>(marks);
-        rows = rows.filter((row) => !sent.has(row));
+        if ((await sendMarks(errand, marks)) === 'halt') return errand;
+        rows = without(rows, step.marks);
         break;
       }
       case 'ask': {
-        const asked = new Set<WaitingRow>(step.rows);
-        const outcome = await ask(step.rows);
-        if (outcome === 'halt') return delivered;
+        const asked = step.rows;
+        const outcome = await ask(errand, asked);
+        if (outcome === 'halt') return errand;
         rows =
           outcome === 'there'
-            ? rows.map((row) => (asked.has(row) ? { ...row, confirm: false } : row))
-            : rows.filter((row) => !asked.has(row));
+            ? rows.map((row) => (asked.includes(row) ? { ...row, confirm: false } : row))
+            : without(rows, asked);
         break;
       }
       case 'track': {
         const { event } = step;
-        if (event.kind !== 'e' || (await track(event, false)) === 'halt') return delivered;
-        rows = rows.filter((row) => row !== event);
+        if (event.kind !== 'e' || (await track(errand, event, false)) === 'halt') return errand;
+        rows = without(rows, [event]);
         break;
       }
     }
   }
 }
+
+const without = (rows: readonly WaitingRow[], gone: readonly WaitingRow[]): readonly WaitingRow[] =>
+  rows.filter((row) => !gone.includes(row));
+
+function urgencyOf(rows: readonly WaitingRow[]): Urgency {
+  let most = 2;
+  for (const { priority } of rows) most = Math.min(most, priority);
+  return URGENCIES[most] ?? 'later';
+}
+
+function acknowledge({ desk, settle }: Errand, row: WaitingRow, columns: readonly string[] | null): void {
+  desk.passed(row);
+  settle({ kind: 'acknowledged', id: row.id, version: row.version, columns });
+}
+
+/** False where the call waits instead. */
+function refuse(errand: Errand, row: WaitingRow, columns: readonly string[] | null, verdict: Refused): boolean {
+  const { id, version } = row;
+  const { about, reason, answer } = verdict;
+  // What is wrong with a definition shows in all of its calls: they needn't all die of it.
+  if (about === 'content' && !errand.desk.refused(row, reason)) {
+    errand.lookAgain = 'own';
+    return false;
+  }
+  const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
+  const forgotten = reason === FORGOTTEN ? errand.recipient : null;
+  errand.settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
+  return true;
+}
+
+/** Passes on what ends a call; puts anything else into effect, for the rows that were sent, and gives null. */
+function conclude(errand: Errand, verdict: Verdict | null, rows: readonly WaitingRow[]): Final | null {
+  switch (verdict?.kind) {
+    case 'acknowledged':
+    case 'refused':
+      return verdict;
+    case 'again':
+      for (const row of rows) errand.settle({ ...again(row, verdict.waitMs), late: verdict.late });
+      if (verdict.late) errand.restMs = verdict.waitMs ?? 0;
+      return null;
+    case 'gone':
+      for (const { definitionId } of rows) errand.desk.stopDefinition(definitionId, verdict.reason);
+      return null;
+    case 'stop':
+      errand.desk.stop(verdict.reason);
+      errand.lookAgain = 'own';
+      return null;
+    case 'slower':
+    case undefined:
+      errand.lookAgain = 'own';
+      return null;
+  }
+}
+
+/** Sends what is due of some marks; whatever has come to an end is settled, though something else must wait. */
+async function sendMarks(errand: Errand, marks: readonly WaitingMark[]): Promise<Outcome> {
+  const all = marks.map((mark): Progress => ({ mark, accepted: [], refused: [] }));
+  const parts = all.map((of): Part => ({ of, columns: columnsOf(of.mark) })).filter(hasColumns);
+  let outcome = await update(errand, parts, false);
+  for (const each of all) {
+    const isDue = each.mark.values.some(({ field }) => field === LIST);
+    if (outcome === 'done' && isDue) outcome = await list(errand, each);
+  }
+  for (const { mark, accepted, refused } of all) {
+    const isOver = accepted.length + refused.length === mark.values.length;
+    // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
+    if (accepted.length > 0) acknowledge(errand, mark, isOver ? null : accepted);
+    if (isOver && mark.hasFollowers) errand.lookAgain = 'any';
+  }
+  return outcome;
+}
+
+/** Sends parts as one update, in pieces where it is refused; notes in their marks' progress what has come to an end. */
+async function update(errand: Errand, parts: readonly Part[], keyAlone: boolean): Promise<Outcome> {
+  const [first, ...others] = parts.map((part) => identifyCall(part, errand.recipient, keyAlone));
+  if (first === undefined) return 'done';
+  const calls: UserUpdate = [first, ...others];
+  const answer = await errand.desk.outlet.update(calls, errand.urgency);
+  const verdict = conclude(
+    errand,
+    answer,
+    parts.map(({ of }) => of.mark),
+  );
+  if (verdict === null) return 'halt';
+  if (verdict.kind === 'acknowledged') {
+    for (const { of, columns } of parts) of.accepted = together(of.accepted, columns);
+    return 'done';
+  }
+  const isPaired = calls.some(({ beside }) => beside !== null);
+  if (isPaired && mayBeBeside(verdict)) return update(errand, parts, true);
+  const waited = verdict.about === 'trouble' ? parts.flatMap(({ of }) => waitFor(of.mark, verdict) ?? []) : [];
+  if (waited.length > 0) {
+    for (const each of waited) errand.settle(each);
+    return 'halt';
+  }
+  const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : null;
+  if (pieces !== null) {
+    for (const piece of pieces) if ((await update(errand, piece, keyAlone)) === 'halt') return 'halt';
+    return 'done';
+  }
+  let outcome: Outcome = 'done';
+  for (const { of, columns } of parts) {
+    if (!refuse(errand, of.mark, columns, verdict)) outcome = 'halt';
+    else of.refused = together(of.refused, columns);
+  }
+  return outcome;
+}
+
+/** Puts the recipient on the list of a definition, or takes them off. */
+async function list(errand: Errand, progress: Progress): Promise<Outcome> {
+  const { desk, settle, recipient, urgency } = errand;
+  const { mark } = progress;
+  const accept = (): Outcome => {
+    progress.accepted = together(progress.accepted, PLACE);
+    return 'done';
+  };
+  // The definition fills no list any more.
+  if (mark.list === null) return accept();
+  const found = await desk.listOf(mark);
+  if (found?.kind !== 'list') {
+    const refused = conclude(errand, found, [mark]);
+    if (refused?.kind === 'refused') {
+      desk.stopDefinition(mark.definitionId, `The list "${mark.list.name}" can't be made (${refused.reason}).`);
+    }
+    return 'halt';
+  }
+  const member = mark.values.some(({ field, json }) => field === LIST && json === 'true');
+  const change = { recipient, listId: found.id, member, existingOnly: mark.list.existingOnly };
+  const verdict = conclude(errand, await desk.outlet.list(change, urgency), [mark]);
+  if (verdict === null) return 'halt';
+  if (verdict.kind === 'acknowledged') return accept();
+  const waited = waitFor(mark, verdict);
+  if (waited !== null) {
+    settle(waited);
+    return 'halt';
+  }
+  // Who isn't there needn't be on the list, where nobody is to be made for it.
+  if (verdict.about === 'unknown' && change.existingOnly) return accept();
+  if (!refuse(errand, mark, PLACE, verdict)) return 'halt';
+  progress.refused = together(progress.refused, PLACE);
+  return 'done';
+}
+
+/** Whether the person is still there, where the source has lost them. */
+async function ask(errand: Errand, rows: readonly WaitingRow[]): Promise<Outcome | 'there'> {
+  const answer = await errand.desk.outlet.find(errand.recipient);
+  if (answer?.kind === 'there') return 'there';
+  if (answer?.kind === 'absent') {
+    for (const row of rows) {
+      // A user who isn't there after a minute won't be made only to be told that they left.
+      if (row.confirmStage >= 2) acknowledge(errand, row, null);
+      else errand.settle({ ...again(row, ASYNCHRONOUS_MS), attempts: row.attempts, confirmStage: 2 });
+    }
+    return rows.every((row) => row.confirmStage >= 2) ? 'done' : 'halt';
+  }
+  const verdict = conclude(errand, answer, rows);
+  if (verdict === null) return 'halt';
+  if (verdict.kind === 'acknowledged') return 'there';
+  for (const row of rows) refuse(errand, row, null, verdict);
+  return 'done';
+}
+
+async function track(errand: Errand, row: WaitingEvent, keyAlone: boolean): Promise<Outcome> {
+  const call = trackCall(row, errand.recipient, keyAlone);
+  const verdict = conclude(errand, await errand.desk.outlet.track(call, errand.urgency), [row]);
+  if (verdict === null) return 'halt';
+  if (verdict.kind === 'acknowledged') {
+    acknowledge(errand, row, null);
+    return 'done';
+  }
+  if (call.beside !== null && mayBeBeside(verdict)) return track(errand, row, true);
+  const waited = waitFor(row, verdict);
+  if (waited === null) return refuse(errand, row, null, verdict) ? 'done' : 'halt';
+  errand.settle(waited);
+  return 'halt';
+}
+
+/** The columns of a mark that are fields. */
+const columnsOf = (mark: WaitingMark): readonly string[] =>
+  mark.values.map(({ field }) => field).filter((field) => field !== LIST);
+const hasColumns = ({ columns }: Part): boolean => columns.length > 0;
+const together = (some: readonly string[], more: readonly string[]): readonly string[] =>
+  some.length === 0 ? more : [...some, ...more];
 
 /** One more answer that may be another in some minutes; null where that has been waited for long enough. */
 function waitFor(row: WaitingRow, { about }: Refused): Extract<Settlement, { kind: 'again' }> | null {
@@ -341,7 +368,7 @@ function takeApart(parts: readonly Part[], field: string | null): readonly (read
   const columns = parts.flatMap((part) => part.columns);
   if (columns.length <= 1) return null;
   const keep = (wanted: (column: string) => boolean): readonly Part[] =>
-    parts.map((part) => ({ ...part, columns: part.columns.filter(wanted) })).filter((part) => part.columns.length > 0);
+    parts.map((part) => ({ ...part, columns: part.columns.filter(wanted) })).filter(hasColumns);
   if (field !== null && columns.some((column) => column !== field)) {
     return [keep((column) => column !== field), keep((column) => column === field)];
   }

@@ -5,8 +5,8 @@ import Bottleneck from 'bottleneck';
  * them have ended.
  */
 export interface Slots {
-  /** Begins all tasks at once: no more than `free` of them, or than `spare` where they mustn't wait. A task may not throw. */
-  run: (tasks: readonly (() => Promise<void>)[]) => void;
+  /** Begins a task for each of `all` at once: no more than `free`, or than `spare` where they mustn't wait. A task may not throw. */
+  run: <T>(all: readonly T[], task: (each: T) => Promise<void>) => void;
   free: () => number;
   spare: () => number;
   taken: () => number;
@@ -25,13 +25,13 @@ export function createSlots(most: number, onFree: () => void): Slots {
   let size = most;
   let taken = 0;
   return {
-    run: (tasks) => {
+    run: (all, task) => {
       const slabSize = Math.max(1, Math.floor(size / SLABS));
-      for (let first = 0; first < tasks.length; first += slabSize) {
-        const slab = tasks.slice(first, first + slabSize);
+      for (let first = 0; first < all.length; first += slabSize) {
+        const slab = all.slice(first, first + slabSize);
         taken += slab.length;
         void limiter
-          .schedule({ weight: slab.length }, () => Promise.all(slab.map((task) => task())))
+          .schedule({ weight: slab.length }, () => Promise.all(slab.map(task)))
           .finally(() => {
             taken -= slab.length;
             onFree();

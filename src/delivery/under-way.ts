@@ -33,7 +33,7 @@ const SMALL_BYTES = 200;
 
 interface Entry {
   /** The versions of the rows that were loaded. */
-  loaded: ReadonlySet<number>;
+  loaded: readonly number[];
   /** The lowest id of what else was seen in the queue. */
   moreFrom: number;
   /** When its rest is over, by the monotonic clock; 0 while requests are made. */
@@ -42,9 +42,10 @@ interface Entry {
 }
 
 function sizeOf(row: WaitingRow): number {
-  return row.kind === 'e'
-    ? row.properties.length
-    : row.values.reduce((sum, { field, json }) => sum + field.length + json.length, 0);
+  if (row.kind === 'e') return row.properties.length;
+  let size = 0;
+  for (const { field, json } of row.values) size += field.length + json.length;
+  return size;
 }
 
 export function createUnderWay(): UnderWay {
@@ -59,20 +60,16 @@ export function createUnderWay(): UnderWay {
   return {
     has: (recipient) => entries.has(recipient),
     begin: (recipient, rows) => {
-      const size = rows.reduce((sum, row) => sum + sizeOf(row), SMALL_BYTES);
+      let size = SMALL_BYTES;
+      for (const row of rows) size += sizeOf(row);
       average += (size - average) / 50;
-      const events = rows.filter(({ kind }) => kind === 'e');
+      const events = rows.length < MOST_EVENTS ? [] : rows.filter(({ kind }) => kind === 'e');
       // There may be more events than are loaded at once.
       const moreFrom = events.length >= MOST_EVENTS ? (events[0]?.id ?? 0) : Infinity;
-      set(recipient, {
-        loaded: new Set(rows.map(({ version }) => version)),
-        moreFrom,
-        restsUntil: 0,
-        bytes: size,
-      });
+      set(recipient, { loaded: rows.map(({ version }) => version), moreFrom, restsUntil: 0, bytes: size });
     },
     rest: (recipient, ms) => {
-      set(recipient, { loaded: new Set(), moreFrom: 0, restsUntil: performance.now() + ms, bytes: 0 });
+      set(recipient, { loaded: [], moreFrom: 0, restsUntil: performance.now() + ms, bytes: 0 });
     },
     end: (recipient) => {
       const entry = entries.get(recipient);
@@ -88,7 +85,7 @@ export function createUnderWay(): UnderWay {
         const known = entries.get(recipient);
         if (known === undefined) free.add(recipient);
         else if (known.restsUntil > 0) resting.set(recipient, Math.max(0, known.restsUntil - now));
-        else if (!known.loaded.has(version)) known.moreFrom = Math.min(known.moreFrom, id);
+        else if (!known.loaded.includes(version)) known.moreFrom = Math.min(known.moreFrom, id);
       }
       return { free: [...free], resting: [...resting].map(([recipient, forMs]) => ({ recipient, forMs })) };
     },

@@ -9,8 +9,38 @@ import type { Settlement } from '../outbox/settle.js';
  * point in it (the lease is lost, this instance stops).
  */
 export interface Writer {
-  /** Resolves when it is committed. */
-  write: (settlement: Settlement) => Promise<void>;
+  /** `receipt` hears when it is committed, or given up. */
+  write: (settlement: Settlement, receipt: Receipt) => void;
+}
+
+/** Settlements that are waited for together: a promise for each would be a good part of what a recipient takes. */
+export interface Receipt {
+  /** How many have yet to be written. */
+  left: number;
+  /** Why the first of them was given up. */
+  failure: { error: unknown } | null;
+  waiter: { resolve: () => void; reject: (error: unknown) => void } | null;
+}
+
+export const openReceipt = (): Receipt => ({ left: 0, failure: null, waiter: null });
+
+/** Resolves when nothing is left to be written; rejects then, if something was given up. */
+export const allWritten = (receipt: Receipt): Promise<void> =>
+  new Promise((resolve, reject) => {
+    receipt.waiter = { resolve, reject };
+    tell(receipt);
+  });
+
+function tell({ left, failure, waiter }: Receipt): void {
+  if (left > 0 || waiter === null) return;
+  if (failure === null) waiter.resolve();
+  else waiter.reject(failure.error);
+}
+
+function end({ receipt }: Entry, failure: Receipt['failure']): void {
+  receipt.left -= 1;
+  receipt.failure ??= failure;
+  tell(receipt);
 }
 
 export interface WriterOptions {
@@ -28,8 +58,7 @@ const LATER_MS = 50;
 
 interface Entry {
   settlement: Settlement;
-  resolve: () => void;
-  reject: (error: unknown) => void;
+  receipt: Receipt;
 }
 
 /** Whether the same write may succeed later: the database was away, busy, or chose this transaction as a victim. */
@@ -53,12 +82,12 @@ export function createWriter({ commit, givesUp, onFailure }: WriterOptions): Wri
     for (let failures = 1; ; failures += 1) {
       try {
         const left = await commit(entries.map(({ settlement }) => settlement));
-        for (const { settlement, resolve } of entries) if (!left.has(settlement)) resolve();
+        for (const entry of entries) if (!left.has(entry.settlement)) end(entry, null);
         if (left.size > 0) writeLater(entries.filter(({ settlement }) => left.has(settlement)));
         return;
       } catch (error) {
         if (givesUp(error, failures) || (!mayPass(error) && entries.length === 1)) {
-          for (const { reject } of entries) reject(error);
+          for (const entry of entries) end(entry, { error });
           return;
         }
         if (!mayPass(error)) break;
@@ -79,11 +108,11 @@ export function createWriter({ commit, givesUp, onFailure }: WriterOptions): Wri
   }
 
   return {
-    write: (settlement) =>
-      new Promise((resolve, reject) => {
-        gathered.push({ settlement, resolve, reject });
-        if (gathered.length >= MOST) flush();
-        else timer ??= setTimeout(flush, GATHER_MS);
-      }),
+    write: (settlement, receipt) => {
+      receipt.left += 1;
+      gathered.push({ settlement, receipt });
+      if (gathered.length >= MOST) flush();
+      else timer ??= setTimeout(flush, GATHER_MS);
+    },
   };
 }
