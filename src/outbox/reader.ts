@@ -77,11 +77,9 @@ const readNew = (priority: number, position: string): string =>
     order by o.id limit $9)`;
 
 const READ_QUEUE = `
-  select t.state, t.reason, q.part, q.id, q.version, q.recipient, q.due_at::text as due_at,
-    (now() - interval '1 second')::text as read_until,
-    (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused
+  select q.part, q.id, q.version, q.recipient, q.due_at::text as due_at, head.*
   from destination as t left join lateral (
-    select * from (
+    select *, row_number() over () as n from (
       ${readNew(0, '$2')}
       union all
       (select 3, o.id, o.version, o.recipient, o.due_at from outbox as o
@@ -94,14 +92,20 @@ const READ_QUEUE = `
       ${readNew(2, '$4')}
     ) as parts where t.state = 'active' limit $9
   ) as q on true
+  -- What is said once stands in the first row alone.
+  left join lateral (
+    select t.state, t.reason, (now() - interval '1 second')::text as read_until,
+      (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused
+  ) as head on q.n is null or q.n = 1
   where t.id = $1`;
 
 interface ReadRow {
-  state: QueueRead['state'];
+  /** These five are null but in the first row. */
+  state: QueueRead['state'] | null;
   reason: string | null;
-  paused: readonly number[];
-  read_until: string;
-  last: number;
+  paused: readonly number[] | null;
+  read_until: string | null;
+  last: number | null;
   /** Null where nothing was found. */
   part: 0 | 1 | 2 | 3 | null;
   id: number;
@@ -115,9 +119,9 @@ interface ReadRow {
  * is read again, since it may have been written a moment later.
  */
 function positionAfter(before: Position, read: readonly ReadRow[], isEnd: boolean): Position {
-  const [any] = read;
-  if (isEnd && any !== undefined) {
-    return { new: [any.last, any.last, any.last], waited: { dueAt: any.read_until, id: Number.MAX_SAFE_INTEGER } };
+  const { last = null, read_until: dueAt = null } = read[0] ?? {};
+  if (isEnd && last !== null && dueAt !== null) {
+    return { new: [last, last, last], waited: { dueAt, id: Number.MAX_SAFE_INTEGER } };
   }
   const reached: [number, number, number] = [...before.new];
   let { waited } = before;
@@ -152,13 +156,14 @@ export async function readQueue(
       ways.lists,
     ],
   });
-  const { state = 'paused', reason = null, paused = [] } = rows[0] ?? {};
+  const [head] = rows;
+  const state = head?.state ?? 'paused';
   const read = rows.filter((row) => row.part !== null);
   const isEnd = read.length < limit;
   return {
     state,
-    reason,
-    paused,
+    reason: head?.reason ?? null,
+    paused: head?.paused ?? [],
     rows: read,
     isEnd,
     position: positionAfter(position, rows, isEnd && state === 'active'),
