@@ -27,6 +27,8 @@ const ENDINGS = [
   ['userId', 'UserIds'],
 ] as const;
 
+const ACKNOWLEDGED: Verdict = { kind: 'acknowledged' };
+
 const texts = (value: unknown): readonly string[] =>
   Array.isArray(value) ? value.filter((each) => typeof each === 'string') : [];
 
@@ -65,20 +67,21 @@ function judgeEach(
   let [failed, barred] = [0, 0];
   // What is kept of an answer is what it says of this one call: the others are other people.
   const verdicts = items.map(({ names, event }): Verdict => {
+    if (failures.size === 0 && disallowed.size === 0) return ACKNOWLEDGED;
     const name = names.find((each) => failures.has(each));
     const failure = name === undefined ? undefined : failures.get(name);
     if (name !== undefined && failure !== undefined) {
       failed += 1;
       named.add(name);
       const reason = failure.kind.reason(failure.by);
-      if (isLeft && failure.kind.about === 'unknown') return { kind: 'acknowledged' };
+      if (isLeft && failure.kind.about === 'unknown') return ACKNOWLEDGED;
       return { kind: 'refused', about: failure.kind.about, reason, field: null, answer: scrubAnswer(reason) };
     }
     if (event !== null && disallowed.has(event)) {
       barred += 1;
       return { ...DISALLOWED, answer: scrubAnswer(`disallowedEventNames: ${event}`) };
     }
-    return { kind: 'acknowledged' };
+    return ACKNOWLEDGED;
   });
   const strangers = [...failures.keys()].filter((name) => !named.has(name));
   const isCounted =

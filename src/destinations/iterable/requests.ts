@@ -29,10 +29,10 @@ function fieldText({ field, json, type }: TraitValue): string {
 }
 
 interface Address {
-  /** Members of the request itself. */
-  top: readonly string[];
-  /** Members of its `dataFields`. */
-  fields: readonly string[];
+  /** Members of the request itself, each with a comma behind it. */
+  top: string;
+  /** The same of its `dataFields`. */
+  fields: string;
 }
 
 /**
@@ -41,16 +41,20 @@ interface Address {
  */
 function addressOf(call: { recipient: string; beside: string | null }, projectKey: ProjectKey): Address {
   const { userId, email } = identifiersOf(call);
-  const emailText = email === null ? [] : [`"email":${JSON.stringify(email)}`];
-  const userIdText = userId === null ? [] : [`"userId":${JSON.stringify(userId)}`];
-  if (projectKey === 'user_id') return { top: userIdText, fields: emailText };
-  return { top: [...emailText, ...userIdText], fields: [] };
+  const emailText = email === null ? '' : `"email":${JSON.stringify(email)},`;
+  const userIdText = userId === null ? '' : `"userId":${JSON.stringify(userId)},`;
+  return projectKey === 'user_id'
+    ? { top: userIdText, fields: emailText }
+    : { top: emailText + userIdText, fields: '' };
 }
 
 /** Whom a call names, as an answer names its failures: emails may come back in lower case. */
 export function namesOf(call: { recipient: string; beside: string | null }): readonly string[] {
   const { userId, email } = identifiersOf(call);
-  return [...(userId === null ? [] : [`u:${userId}`]), ...(email === null ? [] : [`e:${email.toLowerCase()}`])];
+  const names: string[] = [];
+  if (userId !== null) names.push(`u:${userId}`);
+  if (email !== null) names.push(`e:${email.toLowerCase()}`);
+  return names;
 }
 
 /** Where two definitions know different identifiers beside the key, the newer one is right. */
@@ -60,34 +64,34 @@ export function addresseeOf(calls: UserUpdate): { recipient: string; beside: str
 }
 
 /** A userId alone gets a placeholder address in an email-based project, which `preferUserId` asks for. */
-const preferred = (recipient: string, projectKey: ProjectKey): readonly string[] =>
-  projectKey === 'email' && parseRecipient(recipient).kind === 'user_id' ? ['"preferUserId":true'] : [];
+const preferred = (recipient: string, projectKey: ProjectKey): string =>
+  projectKey === 'email' && parseRecipient(recipient).kind === 'user_id' ? '"preferUserId":true,' : '';
 
 export function updateText(calls: UserUpdate, projectKey: ProjectKey): string {
   const { recipient, beside } = addresseeOf(calls);
   const { top, fields } = addressOf({ recipient, beside }, projectKey);
-  const dataFields = [...fields, ...calls.flatMap((call) => call.traits.map(fieldText))];
-  const members = [...top, ...preferred(recipient, projectKey), `"dataFields":{${dataFields.join(',')}}`];
-  return `{${members.join(',')}}`;
+  let dataFields = fields;
+  for (const { traits } of calls) for (const trait of traits) dataFields += `${fieldText(trait)},`;
+  return `{${top}${preferred(recipient, projectKey)}"dataFields":{${dataFields.slice(0, -1)}}}`;
 }
 
 /** The email of a userID-based project is left out: an event has no place for it but its own fields. */
 export function eventText(call: TrackCall, projectKey: ProjectKey): string {
   const members = [
-    ...addressOf(call, projectKey).top,
     `"eventName":${JSON.stringify(call.event)}`,
     // Letters, digits and hyphens alone.
     `"id":${JSON.stringify(call.messageId.replaceAll('_', '-'))}`,
     `"createdAt":${Math.floor(call.occurredAt)}`,
     `"dataFields":${withDates(call)}`,
   ];
-  return `{${members.join(',')}}`;
+  return `{${addressOf(call, projectKey).top}${members.join(',')}}`;
 }
 
 /** A subscriber of a list, by the key alone. */
 export function subscriberText({ recipient, member }: ListChange, projectKey: ProjectKey): string {
   const { top } = addressOf({ recipient, beside: null }, projectKey);
-  return `{${[...top, ...(member ? preferred(recipient, projectKey) : [])].join(',')}}`;
+  const members = `${top}${member ? preferred(recipient, projectKey) : ''}`;
+  return `{${members.slice(0, -1)}}`;
 }
 
 export function userPath(recipient: string): string {
