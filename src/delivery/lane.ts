@@ -156,7 +156,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     const names = new Set<string>();
     let bytes = carrier.overhead;
     let isFull = false as boolean;
-    const takeFrom = (queue: Entry<R>[]): Entry<R>[] => {
+    const takeFrom = (queue: Entry<R>[]): void => {
       const left: Entry<R>[] = [];
       let at = 0;
       for (; at < queue.length && !isFull; at += 1) {
@@ -175,10 +175,10 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
         bytes += entry.bytes;
         isFull = taken.length >= carrier.most;
       }
-      return at === queue.length ? left : left.concat(queue.slice(at));
+      queue.splice(0, at, ...left);
     };
-    urgent = takeFrom(urgent);
-    if (!isFull) plain = takeFrom(plain);
+    takeFrom(urgent);
+    if (!isFull) takeFrom(plain);
     return taken;
   };
 
