@@ -200,8 +200,27 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     refused: stops.refused,
   };
 
-  /** Delivers to one recipient and waits until it is written down what became of it. */
-  const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<Delivered> => {
+  const release = (recipient: string, lowestLeft: number): void => {
+    const moreFrom = underWay.end(recipient);
+    if (moreFrom < NOTHING) readFrom(moreFrom);
+    leftFrom = Math.min(leftFrom, lowestLeft);
+  };
+  const end = (recipient: string, rows: readonly WaitingRow[], { lookAgain, restMs }: Delivered): void => {
+    if (restMs === 0) {
+      // The first row has the lowest id.
+      const ownFrom = rows[0]?.id ?? NOTHING;
+      release(recipient, lookAgain === 'no' ? NOTHING : lookAgain === 'own' ? ownFrom : 0);
+      return;
+    }
+    underWay.rest(recipient, restMs);
+    setTimeout(() => release(recipient, 0), restMs).unref();
+  };
+
+  const brokeOff = (error: unknown): void =>
+    log.failure('A delivery broke off; its calls stay in the outbox', error, destination);
+
+  /** Delivers to one recipient, who is under way until it is written down what became of it. */
+  const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<void> => {
     const settled: Settlement[] = [];
     const receipt = openReceipt();
     const writer = rows.some(({ priority }) => priority === 0) ? writers.live : writers.others;
@@ -213,34 +232,13 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     try {
       const delivered = await deliverRecipient(desk, settle, recipient, rows);
       await allWritten(receipt);
-      return delivered;
+      end(recipient, rows, delivered);
     } catch (error) {
       await allWritten(receipt).catch(() => undefined);
-      if (error instanceof LeaseLostError) await yieldTo(recipient, rows, settled);
-      else if (!stopping) throw error;
-      return { lookAgain: 'own', restMs: AFTER_BUG_MS };
+      if (error instanceof LeaseLostError) await yieldTo(recipient, rows, settled).catch(brokeOff);
+      else if (!stopping) brokeOff(error);
+      end(recipient, rows, { lookAgain: 'own', restMs: AFTER_BUG_MS });
     }
-  };
-
-  const release = (recipient: string, lowestLeft: number): void => {
-    const moreFrom = underWay.end(recipient);
-    if (moreFrom < NOTHING) readFrom(moreFrom);
-    leftFrom = Math.min(leftFrom, lowestLeft);
-  };
-
-  const handle = async (recipient: string, rows: readonly WaitingRow[]): Promise<void> => {
-    const { lookAgain, restMs } = await deliver(recipient, rows).catch((error: unknown): Delivered => {
-      log.failure('A delivery broke off; its calls stay in the outbox', error, destination);
-      return { lookAgain: 'own', restMs: AFTER_BUG_MS };
-    });
-    if (restMs === 0) {
-      // The first row has the lowest id.
-      const ownFrom = rows[0]?.id ?? NOTHING;
-      release(recipient, lookAgain === 'no' ? NOTHING : lookAgain === 'own' ? ownFrom : 0);
-      return;
-    }
-    underWay.rest(recipient, restMs);
-    setTimeout(() => release(recipient, 0), restMs).unref();
   };
 
   /** Takes recipients of whom nothing is under way, as they wait now. */
@@ -250,7 +248,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (free.length === 0) return;
     const waiting = await loadWaiting(state.pool, destinationId, free);
     for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
-    slots.run(free, (recipient) => handle(recipient, waiting.get(recipient) ?? []));
+    slots.run(free, (recipient) => deliver(recipient, waiting.get(recipient) ?? []));
   };
 
   const stopForRefusal = async (reason: string): Promise<void> => {

@@ -99,7 +99,7 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
 
   const isUsable = (lane: Pick<Lane, 'state' | 'room'>): boolean => lane.state() !== 'closed' && lane.room() > 0;
   const currentOf = ({ single, bulk }: Lanes): Lane => (pipeline === 'bulk' && bulk !== null ? bulk : single);
-  const send = async <C>(
+  const send = <C>(
     way: Way<C>,
     { single, bulk, recency }: Lanes,
     { call, recipient, urgency }: { call: C; recipient: string; urgency: Urgency },
@@ -111,9 +111,11 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
     const taken = recency.pipelineOf(recipient, now()) ?? current;
     // From now on: a call that is given back may have been sent, and to have failed.
     recency.note(recipient, taken, now());
-    const verdict = await (taken === 'bulk' ? bulk : single).send(way.item(call), urgent);
-    if (verdict !== null) recency.note(recipient, taken, now());
-    return verdict;
+    // Not awaited, which would hold the call itself until then, for thousands of recipients.
+    return (taken === 'bulk' ? bulk : single).send(way.item(call), urgent).then((verdict) => {
+      if (verdict !== null) recency.note(recipient, taken, now());
+      return verdict;
+    });
   };
 
   const all = (): readonly Lane<unknown>[] => [...lanes.values()];

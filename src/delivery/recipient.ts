@@ -1,10 +1,11 @@
-import type { IdentifyCall, TrackCall, UserUpdate } from '../core/call.js';
+import type { ListChange } from '../core/call.js';
 import { nextStep } from '../core/next.js';
 import type { Refusal, Verdict } from '../core/verdict.js';
 import { backoffMs } from '../lib/backoff.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
 import type { Outlet, Urgency } from './outlet.js';
+import { partsOf, takeApart, trackOf, updateOf, type Parts, type Progress } from './parts.js';
 
 /**
  * Delivers what waits for one recipient: one user update from all marks that are ready, then their places on lists, then
@@ -13,8 +14,7 @@ import type { Outlet, Urgency } from './outlet.js';
  *   acknowledged ─ gone · refused ─ dead, or taken apart first · again ─ due later
  *
  * and one that wasn't, or that met a full quota, stays as it was. A merged update that is refused for its content is
- * taken apart: the named field alone, else definition by definition, then column by column, until the guilty column is
- * alone. A conflict of two identifiers, or one that is refused, is tried once with the key alone.
+ * taken apart. A conflict of two identifiers, or one that is refused, is tried once with the key alone.
  */
 export interface Desk {
   outlet: Outlet;
@@ -68,99 +68,73 @@ type Final = Extract<Verdict, { kind: 'acknowledged' | 'refused' }>;
 /** `halt`: nothing more may be sent for this recipient now. */
 type Outcome = 'done' | 'halt';
 
-/** One delivery: what its steps share. */
+/**
+ * One delivery: a state and no call stack, since thousands are under way and each function that waits for another would
+ * hold a good part of a kilobyte.
+ */
 interface Errand extends Delivered {
   desk: Desk;
   settle: (settlement: Settlement) => void;
   recipient: string;
   urgency: Urgency;
+  /** What hasn't been begun, in the order of its ids. */
+  rows: readonly WaitingRow[];
+  /** The marks that have been begun. */
+  begun: readonly Progress[];
+  /** What is to be sent for what has been begun; what a refusal asks for goes first. */
+  tasks: Task[];
 }
 
-/** What has come to an end of a mark's columns. */
-interface Progress {
-  mark: WaitingMark;
-  accepted: readonly string[];
-  refused: readonly string[];
-}
+/** A request, as long as there is one. */
+type Task =
+  | { kind: 'update'; parts: Parts; keyAlone: boolean }
+  | { kind: 'find list'; of: Progress }
+  | { kind: 'list'; of: Progress; change: ListChange }
+  | { kind: 'ask'; rows: readonly WaitingRow[] }
+  | { kind: 'track'; row: WaitingEvent; keyAlone: boolean };
 
-/** Columns of a mark that are sent in one request. */
-interface Part {
-  of: Progress;
-  columns: readonly string[];
-}
+type TaskOf<K extends Task['kind']> = Extract<Task, { kind: K }>;
 
-function identifyCall({ of: { mark }, columns }: Part, recipient: string, keyAlone: boolean): IdentifyCall {
-  const isAll = columns.length === mark.values.length;
-  const traits = isAll ? mark.values : mark.values.filter(({ field }) => columns.includes(field));
-  const isWhole = isAll || columns.length === columnsOf(mark).length;
-  return {
-    type: 'identify',
-    // A version is used once: the number of a change, whenever it is sent.
-    messageId: `personas_${mark.computation.id.replace(/^\w+_/, '')}_${mark.version}${isWhole ? '' : `_${columns.join('_')}`}`,
-    recipient,
-    beside: mark.withBeside && !keyAlone ? mark.beside : null,
-    computation: mark.computation,
-    traits,
-  };
-}
-
-function trackCall(row: WaitingEvent, recipient: string, keyAlone: boolean): TrackCall {
-  const { beside, computation, event, messageId, occurredAt, properties, dates } = row;
-  return {
-    type: 'track',
-    recipient,
-    beside: keyAlone ? null : beside,
-    computation,
-    event,
-    messageId,
-    occurredAt,
-    properties,
-    dates,
-  };
-}
-
-/** Delivers what can be delivered now of `waiting`, in the order of its ids; `settle` is told of each row that was sent. */
+/** Delivers what can be delivered now of `rows`, in the order of its ids; `settle` is told of each row that was sent. */
 export async function deliverRecipient(
   desk: Desk,
   settle: (settlement: Settlement) => void,
   recipient: string,
-  waiting: readonly WaitingRow[],
+  rows: readonly WaitingRow[],
 ): Promise<Delivered> {
-  const errand: Errand = { desk, settle, recipient, urgency: urgencyOf(waiting), lookAgain: 'no', restMs: 0 };
-  if (waiting[0]?.isForgotten === true) {
-    for (const row of waiting) refuse(errand, row, null, KNOWN_TO_BE_FORGOTTEN);
+  const urgency = urgencyOf(rows);
+  const errand: Errand = { desk, settle, recipient, urgency, rows, begun: [], tasks: [], lookAgain: 'no', restMs: 0 };
+  if (rows[0]?.isForgotten === true) {
+    for (const row of rows) refuse(errand, row, null, KNOWN_TO_BE_FORGOTTEN);
     return errand;
   }
-  let rows = waiting;
-  for (;;) {
-    const step = nextStep(rows);
-    switch (step.kind) {
-      case 'wait':
-        return errand;
-      case 'update': {
-        const marks = step.marks.filter((row) => row.kind === 'm').sort((a, b) => a.version - b.version);
-        if ((await sendMarks(errand, marks)) === 'halt') return errand;
-        rows = without(rows, step.marks);
+  const { outlet } = desk;
+  let outcome: Outcome = 'done';
+  for (let task = next(errand); task !== null; task = outcome === 'halt' ? null : next(errand)) {
+    switch (task.kind) {
+      case 'update':
+        outcome = heedUpdate(
+          errand,
+          task,
+          await outlet.update(updateOf(task.parts, recipient, task.keyAlone), urgency),
+        );
         break;
-      }
-      case 'ask': {
-        const asked = step.rows;
-        const outcome = await ask(errand, asked);
-        if (outcome === 'halt') return errand;
-        rows =
-          outcome === 'there'
-            ? rows.map((row) => (asked.includes(row) ? { ...row, confirm: false } : row))
-            : without(rows, asked);
+      case 'find list':
+        outcome = heedFound(errand, task.of, task.of.mark.list === null ? null : await desk.listOf(task.of.mark));
         break;
-      }
-      case 'track': {
-        const { event } = step;
-        if (event.kind !== 'e' || (await track(errand, event, false)) === 'halt') return errand;
-        rows = without(rows, [event]);
+      case 'list':
+        outcome = heedList(errand, task, await outlet.list(task.change, urgency));
         break;
-      }
+      case 'ask':
+        outcome = heedAsked(errand, task.rows, await outlet.find(recipient));
+        break;
+      case 'track':
+        outcome = heedTrack(errand, task, await outlet.track(trackOf(task.row, recipient, task.keyAlone), urgency));
+        break;
     }
   }
+  settleBegun(errand);
+  return errand;
 }
 
 const without = (rows: readonly WaitingRow[], gone: readonly WaitingRow[]): readonly WaitingRow[] =>
@@ -216,50 +190,76 @@ function conclude(errand: Errand, verdict: Verdict | null, rows: readonly Waitin
   }
 }
 
-/** Sends what is due of some marks; whatever has come to an end is settled, though something else must wait. */
-async function sendMarks(errand: Errand, marks: readonly WaitingMark[]): Promise<Outcome> {
-  const all = marks.map((mark): Progress => ({ mark, accepted: [], refused: [] }));
-  const parts = all.map((of): Part => ({ of, columns: columnsOf(of.mark) })).filter(hasColumns);
-  let outcome = await update(errand, parts, false);
-  for (const each of all) {
-    const isDue = each.mark.values.some(({ field }) => field === LIST);
-    if (outcome === 'done' && isDue) outcome = await list(errand, each);
+/** The next request; begins more of what waits when nothing is left of what has been begun. */
+function next(errand: Errand): Task | null {
+  for (;;) {
+    const task = errand.tasks.shift();
+    if (task !== undefined) return task;
+    settleBegun(errand);
+    const step = nextStep(errand.rows);
+    switch (step.kind) {
+      case 'wait':
+        return null;
+      case 'update':
+        begin(
+          errand,
+          step.marks.filter((row) => row.kind === 'm').sort((a, b) => a.version - b.version),
+        );
+        errand.rows = without(errand.rows, step.marks);
+        break;
+      case 'ask':
+        return { kind: 'ask', rows: step.rows };
+      case 'track':
+        errand.rows = without(errand.rows, [step.event]);
+        if (step.event.kind === 'e') return { kind: 'track', row: step.event, keyAlone: false };
+    }
   }
-  for (const { mark, accepted, refused } of all) {
+}
+
+/** All fields of some marks are one update; then come their places on lists. */
+function begin(errand: Errand, marks: readonly WaitingMark[]): void {
+  const begun = marks.map((mark): Progress => ({ mark, accepted: [], refused: [] }));
+  errand.begun = begun;
+  const parts = partsOf(begun);
+  if (parts !== null) errand.tasks.push({ kind: 'update', parts, keyAlone: false });
+  for (const of of begun) {
+    if (of.mark.values.some(({ field }) => field === LIST)) errand.tasks.push({ kind: 'find list', of });
+  }
+}
+
+/** Whatever has come to an end of the marks that were begun is settled, though something else of them must wait. */
+function settleBegun(errand: Errand): void {
+  for (const { mark, accepted, refused } of errand.begun) {
     const isOver = accepted.length + refused.length === mark.values.length;
     // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
     if (accepted.length > 0) acknowledge(errand, mark, isOver ? null : accepted);
     if (isOver && mark.hasFollowers) errand.lookAgain = 'any';
   }
-  return outcome;
+  errand.begun = [];
 }
 
-/** Sends parts as one update, in pieces where it is refused; notes in their marks' progress what has come to an end. */
-async function update(errand: Errand, parts: readonly Part[], keyAlone: boolean): Promise<Outcome> {
-  const [first, ...others] = parts.map((part) => identifyCall(part, errand.recipient, keyAlone));
-  if (first === undefined) return 'done';
-  const calls: UserUpdate = [first, ...others];
-  const answer = await errand.desk.outlet.update(calls, errand.urgency);
-  const verdict = conclude(
-    errand,
-    answer,
-    parts.map(({ of }) => of.mark),
-  );
+/** An update that is refused is sent in pieces. */
+function heedUpdate(errand: Errand, { parts, keyAlone }: TaskOf<'update'>, answer: Verdict | null): Outcome {
+  const marks = parts.map(({ of }) => of.mark);
+  const verdict = conclude(errand, answer, marks);
   if (verdict === null) return 'halt';
   if (verdict.kind === 'acknowledged') {
     for (const { of, columns } of parts) of.accepted = together(of.accepted, columns);
     return 'done';
   }
-  const isPaired = calls.some(({ beside }) => beside !== null);
-  if (isPaired && mayBeBeside(verdict)) return update(errand, parts, true);
-  const waited = verdict.about === 'trouble' ? parts.flatMap(({ of }) => waitFor(of.mark, verdict) ?? []) : [];
+  const isPaired = !keyAlone && marks.some(({ withBeside, beside }) => withBeside && beside !== null);
+  if (isPaired && mayBeBeside(verdict)) {
+    errand.tasks.unshift({ kind: 'update', parts, keyAlone: true });
+    return 'done';
+  }
+  const waited = verdict.about === 'trouble' ? marks.flatMap((mark) => waitFor(mark, verdict) ?? []) : [];
   if (waited.length > 0) {
     for (const each of waited) errand.settle(each);
     return 'halt';
   }
-  const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : null;
-  if (pieces !== null) {
-    for (const piece of pieces) if ((await update(errand, piece, keyAlone)) === 'halt') return 'halt';
+  const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : [];
+  if (pieces.length > 0) {
+    errand.tasks.unshift(...pieces.map((piece): Task => ({ kind: 'update', parts: piece, keyAlone })));
     return 'done';
   }
   let outcome: Outcome = 'done';
@@ -270,81 +270,84 @@ async function update(errand: Errand, parts: readonly Part[], keyAlone: boolean)
   return outcome;
 }
 
-/** Puts the recipient on the list of a definition, or takes them off. */
-async function list(errand: Errand, progress: Progress): Promise<Outcome> {
-  const { desk, settle, recipient, urgency } = errand;
-  const { mark } = progress;
-  const accept = (): Outcome => {
-    progress.accepted = together(progress.accepted, PLACE);
-    return 'done';
-  };
+/** The recipient is put on the list of a definition, or taken off, when it is known which list that is. */
+function heedFound(errand: Errand, of: Progress, found: Awaited<ReturnType<Desk['listOf']>>): Outcome {
+  const { mark } = of;
   // The definition fills no list any more.
-  if (mark.list === null) return accept();
-  const found = await desk.listOf(mark);
-  if (found?.kind !== 'list') {
-    const refused = conclude(errand, found, [mark]);
-    if (refused?.kind === 'refused') {
-      desk.stopDefinition(mark.definitionId, `The list "${mark.list.name}" can't be made (${refused.reason}).`);
-    }
-    return 'halt';
+  if (mark.list === null) return accept(of);
+  if (found?.kind === 'list') {
+    const member = mark.values.some(({ field, json }) => field === LIST && json === 'true');
+    const change = { recipient: errand.recipient, listId: found.id, member, existingOnly: mark.list.existingOnly };
+    errand.tasks.unshift({ kind: 'list', of, change });
+    return 'done';
   }
-  const member = mark.values.some(({ field, json }) => field === LIST && json === 'true');
-  const change = { recipient, listId: found.id, member, existingOnly: mark.list.existingOnly };
-  const verdict = conclude(errand, await desk.outlet.list(change, urgency), [mark]);
+  const refused = conclude(errand, found, [mark]);
+  if (refused?.kind === 'refused') {
+    const reason = `The list "${mark.list.name}" can't be made (${refused.reason}).`;
+    errand.desk.stopDefinition(mark.definitionId, reason);
+  }
+  return 'halt';
+}
+
+function heedList(errand: Errand, { of, change }: TaskOf<'list'>, answer: Verdict | null): Outcome {
+  const verdict = conclude(errand, answer, [of.mark]);
   if (verdict === null) return 'halt';
-  if (verdict.kind === 'acknowledged') return accept();
-  const waited = waitFor(mark, verdict);
+  if (verdict.kind === 'acknowledged') return accept(of);
+  const waited = waitFor(of.mark, verdict);
   if (waited !== null) {
-    settle(waited);
+    errand.settle(waited);
     return 'halt';
   }
   // Who isn't there needn't be on the list, where nobody is to be made for it.
-  if (verdict.about === 'unknown' && change.existingOnly) return accept();
-  if (!refuse(errand, mark, PLACE, verdict)) return 'halt';
-  progress.refused = together(progress.refused, PLACE);
+  if (verdict.about === 'unknown' && change.existingOnly) return accept(of);
+  if (!refuse(errand, of.mark, PLACE, verdict)) return 'halt';
+  of.refused = together(of.refused, PLACE);
+  return 'done';
+}
+
+function accept(of: Progress): Outcome {
+  of.accepted = together(of.accepted, PLACE);
   return 'done';
 }
 
 /** Whether the person is still there, where the source has lost them. */
-async function ask(errand: Errand, rows: readonly WaitingRow[]): Promise<Outcome | 'there'> {
-  const answer = await errand.desk.outlet.find(errand.recipient);
-  if (answer?.kind === 'there') return 'there';
+function heedAsked(errand: Errand, asked: readonly WaitingRow[], answer: Awaited<ReturnType<Outlet['find']>>): Outcome {
   if (answer?.kind === 'absent') {
-    for (const row of rows) {
+    for (const row of asked) {
       // A user who isn't there after a minute won't be made only to be told that they left.
       if (row.confirmStage >= 2) acknowledge(errand, row, null);
       else errand.settle({ ...again(row, ASYNCHRONOUS_MS), attempts: row.attempts, confirmStage: 2 });
     }
-    return rows.every((row) => row.confirmStage >= 2) ? 'done' : 'halt';
+    errand.rows = without(errand.rows, asked);
+    return asked.every((row) => row.confirmStage >= 2) ? 'done' : 'halt';
   }
-  const verdict = conclude(errand, answer, rows);
+  const verdict = answer?.kind === 'there' ? answer : conclude(errand, answer, asked);
   if (verdict === null) return 'halt';
-  if (verdict.kind === 'acknowledged') return 'there';
-  for (const row of rows) refuse(errand, row, null, verdict);
+  if (verdict.kind === 'refused') {
+    for (const row of asked) refuse(errand, row, null, verdict);
+    errand.rows = without(errand.rows, asked);
+    return 'done';
+  }
+  errand.rows = errand.rows.map((row) => (asked.includes(row) ? { ...row, confirm: false } : row));
   return 'done';
 }
 
-async function track(errand: Errand, row: WaitingEvent, keyAlone: boolean): Promise<Outcome> {
-  const call = trackCall(row, errand.recipient, keyAlone);
-  const verdict = conclude(errand, await errand.desk.outlet.track(call, errand.urgency), [row]);
+function heedTrack(errand: Errand, { row, keyAlone }: TaskOf<'track'>, answer: Verdict | null): Outcome {
+  const verdict = conclude(errand, answer, [row]);
   if (verdict === null) return 'halt';
   if (verdict.kind === 'acknowledged') {
     acknowledge(errand, row, null);
     return 'done';
   }
-  if (call.beside !== null && mayBeBeside(verdict)) return track(errand, row, true);
+  if (!keyAlone && row.beside !== null && mayBeBeside(verdict)) {
+    errand.tasks.unshift({ kind: 'track', row, keyAlone: true });
+    return 'done';
+  }
   const waited = waitFor(row, verdict);
   if (waited === null) return refuse(errand, row, null, verdict) ? 'done' : 'halt';
   errand.settle(waited);
   return 'halt';
 }
-
-/** The columns of a mark that are fields. */
-const columnsOf = (mark: WaitingMark): readonly string[] =>
-  mark.values.map(({ field }) => field).filter((field) => field !== LIST);
-const hasColumns = ({ columns }: Part): boolean => columns.length > 0;
-const together = (some: readonly string[], more: readonly string[]): readonly string[] =>
-  some.length === 0 ? more : [...some, ...more];
 
 /** One more answer that may be another in some minutes; null where that has been waited for long enough. */
 function waitFor(row: WaitingRow, { about }: Refused): Extract<Settlement, { kind: 'again' }> | null {
@@ -363,15 +366,5 @@ function again({ id, version, attempts }: WaitingRow, waitMs: number | null): Ex
   return { kind: 'again', id, version, afterMs, attempts: attempts - (attempts % WAIT_STEP) + failures };
 }
 
-/** Smaller requests out of a refused one; null where it can't be taken apart further. */
-function takeApart(parts: readonly Part[], field: string | null): readonly (readonly Part[])[] | null {
-  const columns = parts.flatMap((part) => part.columns);
-  if (columns.length <= 1) return null;
-  const keep = (wanted: (column: string) => boolean): readonly Part[] =>
-    parts.map((part) => ({ ...part, columns: part.columns.filter(wanted) })).filter(hasColumns);
-  if (field !== null && columns.some((column) => column !== field)) {
-    return [keep((column) => column !== field), keep((column) => column === field)];
-  }
-  if (parts.length > 1) return parts.map((part) => [part]);
-  return columns.map((wanted) => keep((column) => column === wanted));
-}
+const together = (some: readonly string[], more: readonly string[]): readonly string[] =>
+  some.length === 0 ? more : [...some, ...more];
