@@ -412,6 +412,19 @@ describe('the slots', () => {
     await expect.poll(() => slots.free()).toBe(300);
   });
 
+  it('are there at once for what mustn’t wait, however much has been begun before', () => {
+    const slots = createSlots(300, () => undefined);
+    const begun: number[] = [];
+    const begin = (n: number): Promise<void> => {
+      begun.push(n);
+      return Promise.resolve();
+    };
+    slots.run([...Array(300).keys()], begin);
+    slots.runNow([1_000, 1_001], begin);
+    expect(begun).toEqual([1_000, 1_001]);
+    expect([slots.free(), slots.spare()]).toEqual([0, 48]);
+  });
+
   it('become more and fewer while tasks run', async () => {
     const slots = createSlots(60, () => undefined);
     let release: () => void = () => undefined;

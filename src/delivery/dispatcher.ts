@@ -88,6 +88,8 @@ const AFTER_BUG_MS = 60_000;
 /** A request of a lease that was lost may still be applied for so long. */
 const LATE_MS = 60_000;
 
+const hasLive = (rows: readonly WaitingRow[]): boolean => rows.some(({ priority }) => priority === 0);
+
 export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const { state, leader, destinationId, destinationName, port, onLeaseLost, log } = options;
   const destination = { destination: destinationName };
@@ -223,7 +225,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const deliver = async (recipient: string, rows: readonly WaitingRow[]): Promise<void> => {
     const settled: Settlement[] = [];
     const receipt = openReceipt();
-    const writer = rows.some(({ priority }) => priority === 0) ? writers.live : writers.others;
+    const writer = hasLive(rows) ? writers.live : writers.others;
     const settle = (settlement: Settlement): void => {
       settled.push(settlement);
       if (settlement.kind === 'acknowledged') acknowledged.count(1, performance.now());
@@ -247,8 +249,14 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (resting.length > 0) await holdBack(state.pool, destinationId, resting);
     if (free.length === 0) return;
     const waiting = await loadWaiting(state.pool, destinationId, free);
+    const isLive = (recipient: string): boolean => hasLive(waiting.get(recipient) ?? []);
     for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
-    slots.run(free, (recipient) => deliver(recipient, waiting.get(recipient) ?? []));
+    const begin = (recipient: string): Promise<void> => deliver(recipient, waiting.get(recipient) ?? []);
+    slots.runNow(free.filter(isLive), begin);
+    slots.run(
+      free.filter((recipient) => !isLive(recipient)),
+      begin,
+    );
   };
 
   const stopForRefusal = async (reason: string): Promise<void> => {
