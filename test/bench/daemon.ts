@@ -10,6 +10,8 @@ const PROGRAM = `${ROOT}dist/cli/main.js`;
 export interface Daemon {
   /** The most memory that the process has had so far, in megabytes; null where the system doesn't say. */
   peakMb: () => Promise<number | null>;
+  /** Seconds of processor that the process has used so far; null where the system doesn't say. */
+  cpuSeconds: () => Promise<number | null>;
   /** Throws with what the process said if it has ended. */
   requireAlive: () => void;
   /** As Ctrl-C does; resolves when it has ended. */
@@ -31,6 +33,13 @@ export function startDaemon(folder: string, configFile: string): Daemon {
       if (process.platform !== 'linux' || child.pid === undefined) return null;
       const kilobytes = /VmHWM:\s+(\d+) kB/.exec(await readFile(`/proc/${child.pid}/status`, 'utf8'))?.[1];
       return kilobytes === undefined ? null : Number(kilobytes) / 1024;
+    },
+    cpuSeconds: async () => {
+      if (process.platform !== 'linux' || child.pid === undefined) return null;
+      // The fields behind the name of the program, which may have blanks; ticks are hundredths of a second.
+      const [, fields = ''] = (await readFile(`/proc/${child.pid}/stat`, 'utf8')).split(') ');
+      const [user, system] = fields.split(' ').slice(11, 13).map(Number);
+      return ((user ?? 0) + (system ?? 0)) / 100;
     },
     requireAlive: () => {
       if (child.exitCode !== null || child.signalCode !== null) throw new Error(`The daemon has ended:\n${said}`);

@@ -123,6 +123,7 @@ async function measureBackfill(server: BenchServer, members: number, report: Rep
       const isBegun = async (): Promise<true | null> =>
         (await receiver.ask('users/bulkUpdate')).requests > 0 ? true : null;
       await until(daemon, isBegun);
+      const usedBefore = await daemon.cpuSeconds();
       let isOver = false;
       const { ms, result: live } = await timed(async () => {
         const changing = changeLive(database, () => isOver);
@@ -134,10 +135,20 @@ async function measureBackfill(server: BenchServer, members: number, report: Rep
         return changing;
       });
       await until(daemon, async () => ((await waitsFor(database)) === 0 ? true : null));
+      const used = await daemon.cpuSeconds();
       const bulk = await receiver.ask('users/bulkUpdate');
       report.add(limit(`a first sync of ${members} members by bulk`, ms, (members / PER_SECOND) * 1_000, seconds));
       report.add(limit('… answered with 429', bulk.throttled, 0, String));
       reportLive(live, report);
+      if (used !== null && usedBefore !== null) {
+        const each = ((used - usedBefore) / members) * 100_000;
+        report.add({
+          name: '… processor of the daemon for 100,000 of them',
+          measured: seconds(each * 1_000),
+          bound: '',
+          holds: null,
+        });
+      }
       await reportMemory(daemon, report);
     } finally {
       await daemon.stop();
