@@ -104,7 +104,7 @@ const toShared = (row: LoadedRow): Shared => ({
   list: row.list === null ? null : { id: row.list_id, name: row.list, existingOnly: row.list_existing_only === true },
 });
 
-/** A literal with all of its members: one that begins with a spread object takes ten times the memory to make. */
+/** A literal with all of its members: one that begins with a spread object takes eight times the memory to make. */
 function toWaiting(row: LoadedRow, { computation, list }: Shared): WaitingRow {
   return row.kind === 'm'
     ? {
