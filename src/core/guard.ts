@@ -45,6 +45,17 @@ export function judgeGuard(limits: GuardLimits | null, counts: Counts, { first }
   return { kind: 'passes' };
 }
 
+/** What a run or batch does together with what was done within the hour before it, as if it were one. */
+export function overHour(counts: Counts, hour: Omit<Counts, 'before'>): Counts {
+  return {
+    before: counts.before - hour.entered + hour.exited,
+    entered: counts.entered + hour.entered,
+    exited: counts.exited + hour.exited,
+    changed: counts.changed + hour.changed,
+    nulled: counts.nulled + hour.nulled,
+  };
+}
+
 /** Whether an approval of the counts `seen` covers a run that found `now`. */
 export function isCovered(seen: Omit<Counts, 'before'>, now: Omit<Counts, 'before'>): boolean {
   return (['entered', 'exited', 'changed', 'nulled'] as const).every(

@@ -203,6 +203,9 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
         return 'stays';
       case 'holds':
         rest(work, REST_MS.holds);
+        if (work.isStuck) return 'stays';
+        work.isStuck = true;
+        await markStuck(state, work.id, `Its guard holds what has changed: ${result.because}.`);
         await wantFull(state, [work.key], { dropDue: false });
         return 'stays';
       case 'nothing':

@@ -1,5 +1,4 @@
 import type { Definition } from '../core/definition.js';
-import { judgeGuard } from '../core/guard.js';
 import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
 import { definitionLock } from '../db/locks.js';
 import { applyDelta } from './apply.js';
@@ -7,6 +6,7 @@ import { appliedOf, closeDefinition } from './close.js';
 import { countChanges, givesProfileTwice, momentsAt, refuseConflicts, type DefinitionRow } from './comparison.js';
 import { enterState } from './compute.js';
 import { evaluate, planOf, type BatchSession } from './evaluation.js';
+import { addToHour, hourQuery, judgeHour, type Hour } from './hour.js';
 import type { Evaluated } from './some.js';
 
 /**
@@ -44,6 +44,7 @@ interface Locked {
   held: boolean;
   full_run: number | null;
   conflicts: number;
+  hour: Hour;
 }
 
 /** Begins the transaction and waits for the definition's lock; returns what is known of it then. */
@@ -53,8 +54,9 @@ async function lock(session: BatchSession, definitionId: number): Promise<Locked
   const { rows } = await session.client.query<{ locked: string }>(
     `select jsonb_build_object('now', clock_timestamp()::text, 'state', state, 'full_run', full_run,
        'held', exists (select from ${schema}.run as r where r.definition_id = d.id and r.outcome = 'held' and r.decision is null),
+       'hour', ${hourQuery(session.context.databases.state.schema, definitionId, 'clock_timestamp()')},
        'conflicts', (select count(*) from ${schema}.conflict as c where c.definition_id = d.id),
-       'row', jsonb_build_object('id', id, 'computationId', computation_id, 'members', members, 'first', first_run_at is null, 'live', tracking = 'live',
+       'row', jsonb_build_object('id', id, 'computationId', computation_id, 'members', members, 'first', first_run_at is null, 'live', tracking = 'live', 'stuck', stuck_because is not null,
          'textHash', text_hash, 'fields', fields))::text as locked
      from ${schema}.definition as d where id = ${definitionId}`,
   );
@@ -209,7 +211,7 @@ export async function evaluateBatch(
     if (ops.size > 0) {
       const inputs = { ...plan.inputs, moments: momentsAt(now, definition) };
       const counts = await countChanges(client, inputs, row);
-      const verdict = judgeGuard(definition.guard, counts, { first: false });
+      const verdict = await judgeHour(client, row.id, definition.guard, counts, locked.hour);
       if (verdict.kind === 'holds') {
         await client.query('rollback');
         return { kind: 'holds', because: verdict.because };
@@ -223,6 +225,7 @@ export async function evaluateBatch(
         textHash: plan.textHash,
         recount: false,
       });
+      await addToHour(client, row.id, counts);
       changed = counts.entered + counts.exited + counts.changed;
     } else if (locked.conflicts > 0) {
       await client.query(`delete from conflict where definition_id = ${row.id} and recipient = any($1)`, [

@@ -41,6 +41,8 @@ export interface DefinitionRow {
   first: boolean;
   /** Whether changes are followed, so that a run in full isn't the only one who writes. */
   live: boolean;
+  /** What has changed can't be evaluated singly at present. */
+  stuck: boolean;
   textHash: string | null;
   fields: Readonly<Record<string, string>>;
 }
@@ -52,6 +54,7 @@ export const UNREGISTERED: DefinitionRow = {
   members: 0,
   first: true,
   live: false,
+  stuck: false,
   textHash: null,
   fields: {},
 };
@@ -79,7 +82,7 @@ async function readClock({ state }: Databases): Promise<string> {
 export async function readDefinition(databases: Databases, key: string): Promise<DefinitionRow> {
   const row = await databases.state.db
     .selectFrom('definition')
-    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields', 'tracking'])
+    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields', 'tracking', 'stuck_because'])
     .where('key', '=', key)
     .executeTakeFirst();
   if (row === undefined) throw new OperatorError(`No definition has the key "${key}".`);
@@ -89,6 +92,7 @@ export async function readDefinition(databases: Databases, key: string): Promise
     members: row.members,
     first: row.first_run_at === null,
     live: row.tracking === 'live',
+    stuck: row.stuck_because !== null,
     textHash: row.text_hash,
     fields: row.fields as Record<string, string>,
   };

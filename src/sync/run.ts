@@ -24,6 +24,7 @@ import {
 import { beginRun, withRunSession } from './compute.js';
 import type { RunCounts } from './delta.js';
 import { countCorrections, leaveOut, markStart, type Start } from './due.js';
+import { addToHour, beginHour, judgeHour, readHour } from './hour.js';
 import { explainRunError } from './privileges.js';
 import {
   finishRun,
@@ -153,10 +154,13 @@ export async function runDefinition(
   }
 }
 
-/** What is due can't be evaluated singly before a first run, a new text, or while a person decides: then this run does. */
+/**
+ * What is due can't be evaluated singly before a first run or one of a new text, while it fails or its guard holds it, or
+ * while a person decides: then this run does it.
+ */
 async function beginFollowed({ context, row, record, textHash }: Run): Promise<Start> {
   const { state } = context.databases;
-  const claims = row.first || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
+  const claims = row.first || row.stuck || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
   return markStart(state.pool, { definitionId: row.id, runId: record.id, claims });
 }
 
@@ -212,7 +216,16 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
     const counts = await countChanges(session, inputs, row);
     const corrections = run.start?.isReconcile === true && isComplete ? await countCorrections(session) : null;
     refuseConflicts(definition, counts);
-    const verdict = judgeGuard(definition.guard, counts, { first: row.first });
+    const verdict =
+      row.live && !row.first
+        ? await judgeHour(
+            session,
+            row.id,
+            definition.guard,
+            counts,
+            await readHour(session, databases.state.schema, row.id),
+          )
+        : judgeGuard(definition.guard, counts, { first: row.first });
     const approved =
       held !== null && request.approves === held.id && held.textHash === textHash && isCovered(held.seen, counts);
     if (verdict.kind === 'holds' && !approved) {
@@ -227,6 +240,8 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return null;
     }
+    if (row.live && approved) await beginHour(session, row.id);
+    else if (row.live && !row.first) await addToHour(session, row.id, counts);
     await closeDefinition(session, inputs, row, { members: counts.members, textHash, recount: grouped });
     if (held !== null) await releaseHeldRun(session, held, approved);
     const finish = finishOf(run, 'succeeded', counts, null);
