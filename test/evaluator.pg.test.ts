@@ -83,7 +83,13 @@ async function openWorker(): Promise<Worker> {
     await client.query('delete from validity where definition_id = $1 and profile_id = any($2)', [id, profiles]);
     await client.query('commit');
     written.push({ key, profiles });
-    return { kind: 'written', profiles: profiles.length, changed: profiles.length, more: rows.length === limit };
+    return {
+      kind: 'written',
+      profiles: profiles.length,
+      changed: profiles.length,
+      counts: null,
+      more: rows.length === limit,
+    };
   };
   return {
     evaluate: async (definition, id, options) => {

@@ -82,6 +82,33 @@ describe.each([{ separate: false }, { separate: true }])('a mover, state apart: 
     other.stop();
   });
 
+  it('looks once more when it has fallen asleep: what came in that moment did not notify', async () => {
+    captured.move();
+    await sleeps();
+    await order(1);
+    await expect.poll(isAsleep, SOON).toBe(false);
+    const holding = await captured.database.pool.connect();
+    await holding.query('begin');
+    await holding.query('select from personas_capture.listener for update');
+    const fallsAsleep = async (): Promise<number | null> =>
+      (
+        await sql(
+          `select from pg_stat_activity
+           where datname = current_database() and wait_event_type = 'Lock' and query like '%set asleep_until%'`,
+        )
+      ).rowCount;
+    await expect.poll(fallsAsleep, SOON).toBe(1);
+    const other = await countNotifications();
+    await order(2);
+    await holding.query('commit');
+    holding.release();
+    const began = performance.now();
+    await arrives('2');
+    expect(performance.now() - began).toBeLessThan(500);
+    expect(other.count()).toBe(0);
+    other.stop();
+  });
+
   it('finds within a second what was committed without a notification while it slept', async () => {
     captured.move();
     const late = await captured.database.pool.connect();

@@ -49,7 +49,7 @@ export async function divide({ state, definitionId, limit, evaluate }: Division)
   };
   const rows = await readWaiting(state, definitionId, limit);
   if (rows.length === 0) return { kind: 'nothing' };
-  return (await tryAll(rows)) ?? { kind: 'written', ...total, more: true };
+  return (await tryAll(rows)) ?? { kind: 'written', ...total, counts: null, more: true };
 }
 
 /** Two halves by profile, whose rows stay together; null where there is but one. */

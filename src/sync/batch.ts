@@ -5,6 +5,7 @@ import { applyDelta } from './apply.js';
 import { appliedOf, closeDefinition } from './close.js';
 import { countChanges, givesProfileTwice, momentsAt, refuseConflicts, type DefinitionRow } from './comparison.js';
 import { enterState } from './compute.js';
+import type { RunCounts } from './delta.js';
 import { evaluate, planOf, type BatchSession } from './evaluation.js';
 import { addToHour, hourQuery, judgeHour, type Hour } from './hour.js';
 import type { Evaluated } from './some.js';
@@ -25,13 +26,15 @@ export type BatchResult =
   /** The guard: what is due stays, and a run in full shows it to a person. */
   | { kind: 'holds'; because: string }
   /** `changed` recipients have something to be told of; `more` waits. */
-  | { kind: 'written'; profiles: number; changed: number; more: boolean };
+  | { kind: 'written'; profiles: number; changed: number; counts: RunCounts | null; more: boolean };
 
 export interface BatchOptions {
   /** How many due rows are taken at once. */
   limit: number;
   /** Only these due rows. */
   only?: readonly number[];
+  /** The scheduled run that evaluates them; left out: they are evaluated as they come. */
+  runId?: number;
 }
 
 const STRANGERS_ROUNDS = 3;
@@ -56,7 +59,7 @@ async function lock(session: BatchSession, definitionId: number): Promise<Locked
        'held', exists (select from ${schema}.run as r where r.definition_id = d.id and r.outcome = 'held' and r.decision is null),
        'hour', ${hourQuery(session.context.databases.state.schema, definitionId, 'clock_timestamp()')},
        'conflicts', (select count(*) from ${schema}.conflict as c where c.definition_id = d.id),
-       'row', jsonb_build_object('id', id, 'computationId', computation_id, 'members', members, 'first', first_run_at is null, 'live', tracking = 'live', 'stuck', stuck_because is not null,
+       'row', jsonb_build_object('id', id, 'computationId', computation_id, 'members', members, 'first', first_run_at is null, 'live', tracking = 'live', 'stuck', stuck_because is not null, 'settled', false,
          'textHash', text_hash, 'fields', fields))::text as locked
      from ${schema}.definition as d where id = ${definitionId}`,
   );
@@ -207,16 +210,19 @@ export async function evaluateBatch(
     const ops = await readOps(session);
     if (ops.has('2')) throw givesProfileTwice(definition);
     await enterState(client, context.databases.state.schema);
-    let changed = 0;
+    let counts: RunCounts | null = null;
     if (ops.size > 0) {
       const inputs = { ...plan.inputs, moments: momentsAt(now, definition) };
-      const counts = await countChanges(client, inputs, row);
+      counts = await countChanges(client, inputs, row);
       const verdict = await judgeHour(client, row.id, definition.guard, counts, locked.hour);
       if (verdict.kind === 'holds') {
         await client.query('rollback');
         return { kind: 'holds', because: verdict.because };
       }
-      const applied = appliedOf(inputs, row, { runId: null, priority: 0 });
+      const applied = appliedOf(inputs, row, {
+        runId: options.runId ?? null,
+        priority: options.runId === undefined ? 0 : 1,
+      });
       const isApplied = await applyDelta(client, { ...applied, some: evaluated.wanted }, { send: true });
       if (!isApplied) throw new Error('A recipient came twice to a grouped comparison.');
       if (ops.has('d')) await refuseManyConflicts(session, definition, row);
@@ -226,7 +232,6 @@ export async function evaluateBatch(
         recount: false,
       });
       await addToHour(client, row.id, counts);
-      changed = counts.entered + counts.exited + counts.changed;
     } else if (locked.conflicts > 0) {
       await client.query(`delete from conflict where definition_id = ${row.id} and recipient = any($1)`, [
         evaluated.wanted,
@@ -234,7 +239,8 @@ export async function evaluateBatch(
     }
     await settle(session, locked, due, evaluated, windowed);
     await client.query('commit');
-    return { kind: 'written', profiles: due.profiles.length, changed, more: due.more };
+    const changed = counts === null ? 0 : counts.entered + counts.exited + counts.changed;
+    return { kind: 'written', profiles: due.profiles.length, changed, counts, more: due.more };
   } catch (error) {
     await client.query('rollback').catch(() => undefined);
     throw error;

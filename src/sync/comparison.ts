@@ -43,6 +43,8 @@ export interface DefinitionRow {
   live: boolean;
   /** What has changed can't be evaluated singly at present. */
   stuck: boolean;
+  /** Nothing asks for a run in full: neither somebody, nor that the last one was long ago. */
+  settled: boolean;
   textHash: string | null;
   fields: Readonly<Record<string, string>>;
 }
@@ -55,6 +57,7 @@ export const UNREGISTERED: DefinitionRow = {
   first: true,
   live: false,
   stuck: false,
+  settled: false,
   textHash: null,
   fields: {},
 };
@@ -79,23 +82,17 @@ async function readClock({ state }: Databases): Promise<string> {
   return rows[0]?.now ?? '';
 }
 
-export async function readDefinition(databases: Databases, key: string): Promise<DefinitionRow> {
-  const row = await databases.state.db
-    .selectFrom('definition')
-    .select(['id', 'computation_id', 'members', 'first_run_at', 'text_hash', 'fields', 'tracking', 'stuck_because'])
-    .where('key', '=', key)
-    .executeTakeFirst();
+export async function readDefinition({ state }: Databases, key: string): Promise<DefinitionRow> {
+  const { rows } = await state.pool.query<DefinitionRow>(
+    `select id, computation_id as "computationId", members, first_run_at is null as first, tracking = 'live' as live,
+       stuck_because is not null as stuck, full_wanted = full_done and coalesce(reconcile_at > clock_timestamp(), false) as settled,
+       text_hash as "textHash", fields
+     from definition where key = $1`,
+    [key],
+  );
+  const [row] = rows;
   if (row === undefined) throw new OperatorError(`No definition has the key "${key}".`);
-  return {
-    id: row.id,
-    computationId: row.computation_id,
-    members: row.members,
-    first: row.first_run_at === null,
-    live: row.tracking === 'live',
-    stuck: row.stuck_because !== null,
-    textHash: row.text_hash,
-    fields: row.fields as Record<string, string>,
-  };
+  return row;
 }
 
 /** The members that the state counts; exact where the session holds the definition's lock. */
@@ -228,7 +225,11 @@ export async function compare(
   const { databases } = context;
   const { definition } = inputs;
   const comparison = comparisonOf(databases, row, inputs);
-  const counted = await fillDelta(databases, session, inputs, comparison, { grouped, limits: runLimits(context) });
+  const counted = await fillDelta(databases, session, inputs, comparison, {
+    grouped,
+    limits: runLimits(context),
+    windowed: isWindowed(inputs, row),
+  });
   if (!row.first) await findVanished(databases, session, inputs);
   if (grouped && definition.kind === 'trait') {
     const { text } = bindMoments(definition.text.sql, inputs.moments);
@@ -236,6 +237,11 @@ export async function compare(
   }
   await enterState(session, databases.state.schema);
   return counted === null || row.first || (await isEachOnce(session, counted)) ? 'compared' : 'twice';
+}
+
+/** Whether it matters when profiles have to be looked at again: only where changes are followed, it is done. */
+export function isWindowed({ shape }: Inputs, row: DefinitionRow): boolean {
+  return row.live && shape.validUntil !== null;
 }
 
 export function givesProfileTwice({ key, text }: Definition): OperatorError {

@@ -5,6 +5,7 @@ import { databaseFailure } from '../db/failure.js';
 import type { State } from '../db/state.js';
 import { otherKeysQuery, peopleQuery } from './people.js';
 import { asSubquery } from './shape.js';
+import { COLLECTED_ROWS, collectingWindows, WINDOWS_TABLE, windowsOfAll } from './windows.js';
 import { DELTA_TABLE, ROW_COUNTERS, STAGING_TABLE, type RowCounts } from './delta.js';
 import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
 
@@ -28,6 +29,13 @@ export interface Limits {
   timeoutMs: number;
   /** Ends the statements of a run that is under way. */
   signal?: AbortSignal | undefined;
+}
+
+/** How `delta` is filled; `windowed`: `windows` is, too. */
+export interface Filling {
+  grouped: boolean;
+  limits: Limits;
+  windowed: boolean;
 }
 
 /** The connection on which a run's transaction lives: it must see the snapshot, and in one database the source too. */
@@ -62,8 +70,7 @@ async function stage(
   databases: Databases,
   session: Client,
   inputs: Inputs,
-  grouped: boolean,
-  limits: Limits,
+  { grouped, limits, windowed }: Filling,
 ): Promise<number> {
   await session.query(STAGING_TABLE);
   return withCancellable(databases.source, limits.signal, async (source) => {
@@ -78,6 +85,10 @@ async function stage(
     );
     const target = copyInto(session, `staging (${columns})`);
     await pipeline(rows, target);
+    if (windowed) {
+      const windows = await copyRows(source, `select profile_id, until from (${windowsOfAll(inputs)}) as w`);
+      await pipeline(windows, copyInto(session, 'windows (profile_id, until)'));
+    }
     await source.query('commit');
     return target.rowCount;
   });
@@ -117,12 +128,13 @@ async function compareCounted(
   session: Client,
   inputs: Inputs,
   comparison: Comparison,
-  ownKeys: boolean,
+  { ownKeys, windowed }: { ownKeys: boolean; windowed: boolean },
 ): Promise<RowCounts & { others: number }> {
   await session.query(`${DELTA_TABLE}; ${ROW_COUNTERS}`);
-  const query = computedQuery(inputs, { grouped: false, counted: true, ownKeys });
-  const counted = { ...comparison, counted: true };
-  await readOnly(session, () => session.query(compareStatement(query, counted, inputs.people.shape)));
+  const collected = windowed ? { rows: COLLECTED_ROWS } : {};
+  const query = computedQuery(inputs, { grouped: false, counted: true, ownKeys, ...collected });
+  const compared = compareStatement(query, { ...comparison, counted: true }, inputs.people.shape);
+  await readOnly(session, () => session.query(`${windowed ? collectingWindows(inputs) : ''}${compared}`));
   const used = (name: string): string =>
     `(select case when is_called then currval('pg_temp.${name}') else 0 end from pg_temp.${name}) as ${name}`;
   const { rows } = await session.query<{ computed_row: string; other_row: string }>(
@@ -142,13 +154,15 @@ export async function fillDelta(
   session: Client,
   inputs: Inputs,
   comparison: Comparison,
-  { grouped, limits }: { grouped: boolean; limits: Limits },
+  filling: Filling,
 ): Promise<RowCounts | null> {
+  const { grouped, windowed } = filling;
+  if (windowed) await session.query(WINDOWS_TABLE);
   const compareWith = (computed: string, counted = false): string =>
     compareStatement(computed, { ...comparison, counted }, inputs.people.shape);
   if (!databases.same) {
     await session.query(DELTA_TABLE);
-    const computed = await stage(databases, session, inputs, grouped, limits);
+    const computed = await stage(databases, session, inputs, filling);
     await session.query(compareWith('select * from pg_temp.staging', true));
     const members = await takeMembers(session);
     await session.query('drop sequence pg_temp.member_count');
@@ -156,12 +170,14 @@ export async function fillDelta(
   }
   if (grouped) {
     await session.query(DELTA_TABLE);
-    await readOnly(session, () => session.query(compareWith(computedQuery(inputs, { grouped, counted: false }))));
+    const rows = windowed ? { rows: COLLECTED_ROWS } : {};
+    const compared = compareWith(computedQuery(inputs, { grouped, counted: false, ...rows }));
+    await readOnly(session, () => session.query(`${windowed ? collectingWindows(inputs) : ''}${compared}`));
     return null;
   }
   if (await hasOwnKeysOnly(session, inputs)) {
     await session.query('savepoint own_keys');
-    const { others, ...counts } = await compareCounted(session, inputs, comparison, true);
+    const { others, ...counts } = await compareCounted(session, inputs, comparison, { ownKeys: true, windowed });
     if (others === 0) {
       await session.query('release savepoint own_keys');
       return counts;
@@ -169,7 +185,7 @@ export async function fillDelta(
     ownKeysOnly.set(profilesKey(inputs), false);
     await session.query('rollback to savepoint own_keys');
   }
-  return compareCounted(session, inputs, comparison, false);
+  return compareCounted(session, inputs, comparison, { ownKeys: false, windowed });
 }
 
 /** Whether a trait's SQL gives some profile twice. */

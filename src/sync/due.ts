@@ -38,7 +38,8 @@ export async function wantFull(
   if (keys.length === 0) return;
   await client.query(
     `with wanted as (
-       update definition set full_wanted = nextval('version'), due_at = least(due_at, clock_timestamp())
+       update definition set full_wanted = nextval('version'),
+         due_at = case when cadence = 'hourly' then due_at else least(due_at, clock_timestamp()) end
        where key = any($1) and tracking = 'live' returning id),
      -- Not those that a batch is deleting: it may be waiting for the definition's row, which is held here.
      dropped as (

@@ -50,6 +50,10 @@ export interface Finish {
   dueInMs: number | null;
   /** What a full run settles of `definition.full_wanted`; null: nothing. */
   fullDone: number | null;
+  /** How many profiles were evaluated; null: all. */
+  evaluated: number | null;
+  /** In how long it is to be compared in full again, though nothing asks for it; only where `fullDone` isn't null. */
+  reconcileInMs: number;
   /** What it found that following changes had missed; null: it can't tell. */
   corrections: number | null;
 }
@@ -60,10 +64,10 @@ export interface Finish {
  * no longer open: another instance leads, and has given it up.
  */
 export async function finishRun(client: Queryable, { id }: RunRecord, finish: Finish): Promise<boolean> {
-  const { outcome, counts, error, phases, dueInMs, fullDone, corrections } = finish;
+  const { outcome, counts, error, phases, dueInMs, fullDone, evaluated, reconcileInMs, corrections } = finish;
   const finished = await client.query(
     `update run set finished_at = clock_timestamp(), outcome = $2, error = $3, phases = $4, members = $5, entered = $6, exited = $7,
-       changed = $8, nulled = $9, without_identifier = $10, conflicting = $11, skipped_values = $12, corrections = $13
+       changed = $8, nulled = $9, without_identifier = $10, conflicting = $11, skipped_values = $12, corrections = $13, evaluated = $14
      where id = $1 and outcome is null
      -- Whoever leads next waits for this row: an instance that stands still before it commits is cut off.
      returning set_config('idle_in_transaction_session_timeout', '3000', true)`,
@@ -81,6 +85,7 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
       counts?.conflicting ?? null,
       counts?.skippedValues ?? null,
       corrections,
+      evaluated,
     ],
   );
   if (finished.rowCount === 0) return false;
@@ -91,6 +96,7 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
        and due.definition_id = r.definition_id and due.claimed_by = r.id)
      update definition as d set full_run = case when d.full_run = r.id then null else d.full_run end,
        full_done = greatest(d.full_done, $3::bigint),
+       reconcile_at = case when $3::bigint is null then d.reconcile_at else clock_timestamp() + $6 * interval '1 millisecond' end,
        -- Changes were missed: it is polled from now on, until a person looks at it.
        tracking = case when $4::bigint > 0 and d.tracking = 'live' then 'polled' else d.tracking end,
        polled_because = case when $4::bigint > 0 and d.tracking = 'live' then $5 else d.polled_because end,
@@ -99,7 +105,7 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
          when d.due_at = r.scheduled_for then clock_timestamp() + $2 * interval '1 millisecond' else d.due_at end
      from run as r where r.id = $1 and d.id = r.definition_id
        and (d.due_at = r.scheduled_for or d.full_run = r.id or $3::bigint is not null)`,
-    [id, dueInMs, fullDone, corrections, missed(id, corrections ?? 0)],
+    [id, dueInMs, fullDone, corrections, missed(id, corrections ?? 0), reconcileInMs],
   );
   return true;
 }

@@ -10,6 +10,7 @@ import { appliedOf, closeDefinition, hashDefinition } from './close.js';
 import {
   compare,
   countChanges,
+  isWindowed,
   momentsAt,
   prepareInputs,
   readDefinition,
@@ -23,6 +24,7 @@ import {
 } from './comparison.js';
 import { beginRun, withRunSession } from './compute.js';
 import type { RunCounts } from './delta.js';
+import { runIncrement } from './increment.js';
 import { countCorrections, leaveOut, markStart, type Start } from './due.js';
 import { addToHour, beginHour, judgeHour, readHour } from './hour.js';
 import { explainRunError } from './privileges.js';
@@ -37,6 +39,7 @@ import {
   type RunRecord,
 } from './record.js';
 import type { Inputs } from './statement.js';
+import { writeWindows } from './windows.js';
 
 /**
  * One run of one definition, from its record to its outcome.
@@ -88,6 +91,8 @@ interface Run {
   clock: Clock;
   /** Null: changes of the definition aren't followed. */
   start: Start | null;
+  /** Whether all that was due had been evaluated singly when the run in full began. */
+  incremented: boolean;
 }
 
 interface Clock {
@@ -126,8 +131,23 @@ export async function runDefinition(
   const { pool } = databases.state;
   const record = await recordRun(pool, { definitionId: row.id, trigger, approves, leader, textHash });
   if (record === null) return null;
-  const run: Run = { context, definition, request, row, record, textHash, clock: startClock(), start: null };
+  const run: Run = {
+    context,
+    definition,
+    request,
+    row,
+    record,
+    textHash,
+    clock: startClock(),
+    start: null,
+    incremented: false,
+  };
   try {
+    const isIncremental = row.live && definition.cadence.kind === 'hourly' && trigger === 'schedule' && !row.stuck;
+    if (isIncremental) {
+      const result = await increment(run);
+      if (result !== null) return result;
+    }
     if (row.live) run.start = await beginFollowed(run);
     const moments = momentsAt(record.now, definition);
     const inputs = await run.clock.timed('describe', () => prepareInputs(context, definition, moments));
@@ -155,12 +175,51 @@ export async function runDefinition(
 }
 
 /**
+ * A scheduled run of what has changed alone; null where everybody has to be compared: since something asks for it, since it
+ * is time to prove that nothing was missed, or since what has changed can't be written singly.
+ */
+async function increment(run: Run): Promise<RunResult | null> {
+  const { context, definition, row, record } = run;
+  await context.moveCaptured?.();
+  const { isComplete, evaluated, counts } = await run.clock.timed('compute', () =>
+    runIncrement(context, definition, row.id, record.id),
+  );
+  run.incremented = isComplete;
+  if (!isComplete || !row.settled) return null;
+  const found = counts ?? { ...NOTHING_FOUND, before: row.members, members: row.members };
+  const finish = { ...finishOf(run, 'succeeded', found, null), evaluated };
+  if (!(await finishRun(context.databases.state.pool, record, finish))) return superseded(run);
+  return {
+    id: record.id,
+    outcome: 'succeeded',
+    error: null,
+    counts: found,
+    corrections: null,
+    unavailable: false,
+    cause: null,
+  };
+}
+
+const NOTHING_FOUND: Omit<RunCounts, 'before' | 'members'> = {
+  entered: 0,
+  exited: 0,
+  changed: 0,
+  nulled: 0,
+  withoutIdentifier: 0,
+  conflicting: 0,
+  skippedValues: 0,
+};
+
+/**
  * What is due can't be evaluated singly before a first run or one of a new text, while it fails or its guard holds it, or
  * while a person decides: then this run does it.
  */
-async function beginFollowed({ context, row, record, textHash }: Run): Promise<Start> {
+async function beginFollowed({ context, definition, row, record, textHash, incremented }: Run): Promise<Start> {
   const { state } = context.databases;
-  const claims = row.first || row.stuck || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
+  // What is left of an hourly one would wait for another hour.
+  const waits = definition.cadence.kind === 'hourly' && !incremented;
+  const claims =
+    waits || row.first || row.stuck || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
   return markStart(state.pool, { definitionId: row.id, runId: record.id, claims });
 }
 
@@ -240,6 +299,7 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return null;
     }
+    if (isWindowed(inputs, row)) await writeWindows(session, row.id);
     if (row.live && approved) await beginHour(session, row.id);
     else if (row.live && !row.first) await addToHour(session, row.id, counts);
     await closeDefinition(session, inputs, row, { members: counts.members, textHash, recount: grouped });
@@ -255,13 +315,23 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
 }
 
 function finishOf(
-  { clock, request, row }: Run,
+  { clock, request, row, definition }: Run,
   outcome: RunOutcome,
   counts: RunCounts | null,
   error: string | null,
 ): Finish {
   const dueInMs = request.nextDueMs({ tookMs: clock.tookMs(), outcome, live: row.live });
-  return { outcome, counts, error, phases: clock.phases, dueInMs, fullDone: null, corrections: null };
+  return {
+    outcome,
+    counts,
+    error,
+    phases: clock.phases,
+    dueInMs,
+    fullDone: null,
+    evaluated: null,
+    reconcileInMs: definition.reconcileMs,
+    corrections: null,
+  };
 }
 
 /**

@@ -1,7 +1,6 @@
-import { bindMoments } from '../core/moments.js';
 import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
 import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery } from './people.js';
-import { asSubquery } from './shape.js';
+import { windowsOfSome } from './windows.js';
 import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
 
 /**
@@ -41,14 +40,6 @@ function beforeQuery({ definitionId, schema }: Comparison, affected: string): st
     union select recipient from ${quoteIdentifier(schema)}.conflict where definition_id = ${definitionId} and others && (${affected})`;
 }
 
-/** When each of `profiles`, an SQL array of their own type, has to be looked at again: (profile_id, until). */
-function windowsQuery({ definition, shape, moments }: Inputs, profiles: string): string {
-  const until = shape.validUntil === 'timestamp' ? `m.valid_until at time zone 'UTC'` : 'm.valid_until';
-  return `select m.profile_id::text as profile_id, min(${until})::text as until
-    from ${asSubquery(bindMoments(definition.text.sql, moments).text)} as m
-    where m.profile_id = any(${profiles}) and isfinite(${until}) group by 1`;
-}
-
 /** The profiles of an array of text that fit their type. */
 const typed = (type: string, ids: string): string =>
   `array(select ${castOf(type, 'i.id')} from unnest(${ids}) as i(id))`;
@@ -64,40 +55,43 @@ export const NOW = '$2::timestamptz';
 export function evaluateStatement(inputs: Inputs, comparison: Comparison): string {
   const { people, moments, shape } = inputs;
   const { profileType } = people.shape;
-  const called = `array(select profile_id from called)`;
-  const affected = 'array(select profile_id from affected)';
-  const affectedText = 'array(select profile_id::text collate "C" from affected)';
-  const wanted = 'array(select recipient from wanted)';
+  const called = `array(select profile_id from personas_called)`;
+  const affected = 'array(select profile_id from personas_affected)';
+  const affectedText = 'array(select profile_id::text collate "C" from personas_affected)';
+  const wanted = 'array(select recipient from personas_wanted)';
   const neighbours = neighboursQuery(people, moments, called);
   const computed = computedQuery(inputs, {
     grouped: true,
     counted: false,
-    some: { recipients: wanted, profiles: 'array(select profile_id from holders)' },
+    some: { recipients: wanted, profiles: 'array(select profile_id from personas_holders)' },
   });
   const compared = compareStatement(
     computed,
-    { ...comparison, some: { recipients: wanted, present: 'array(select profile_id::text collate "C" from present)' } },
+    {
+      ...comparison,
+      some: { recipients: wanted, present: 'array(select profile_id::text collate "C" from personas_present)' },
+    },
     people.shape,
   );
   const windows =
     shape.validUntil === null
       ? `'{}'::text[]`
-      : `array(select array[profile_id, until] from (${windowsQuery(inputs, affected)}) as windows)`;
-  return `with called as materialized (select distinct ${castOf(profileType, 'i.id')} as profile_id from unnest(${CALLED}) as i(id)),
-    touched as materialized (${touchedQuery(comparison, CALLED)}),
-    affected as materialized (
-      select profile_id from called where profile_id is not null
-      union select ${castOf(profileType, 't.id')} from (select profile_id as id from touched union select unnest(others) from touched) as t
+      : `array(select array[profile_id, until] from (${windowsOfSome(inputs, affected)}) as windows)`;
+  return `with personas_called as materialized (select distinct ${castOf(profileType, 'i.id')} as profile_id from unnest(${CALLED}) as i(id)),
+    personas_touched as materialized (${touchedQuery(comparison, CALLED)}),
+    personas_affected as materialized (
+      select profile_id from personas_called where profile_id is not null
+      union select ${castOf(profileType, 't.id')} from (select profile_id as id from personas_touched union select unnest(others) from personas_touched) as t
       where ${castOf(profileType, 't.id')} is not null
       ${neighbours === null ? '' : `union ${neighbours}`}),
-    before as materialized (${beforeQuery(comparison, `${affectedText} || ${CALLED}`)}),
-    held as materialized (${recipientsQuery(people, moments, affected)}),
-    wanted as materialized (select recipient from before union select recipient collate "C" from held where recipient is not null),
-    holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
-    present as materialized (${presentQuery(people, moments, affected)}),
-    filled as (${compared} returning 1)
+    personas_before as materialized (${beforeQuery(comparison, `${affectedText} || ${CALLED}`)}),
+    personas_held as materialized (${recipientsQuery(people, moments, affected)}),
+    personas_wanted as materialized (select recipient from personas_before union select recipient collate "C" from personas_held where recipient is not null),
+    personas_holders as materialized (select profile_id from personas_affected union ${holdersQuery(people, moments, wanted)}),
+    personas_present as materialized (${presentQuery(people, moments, affected)}),
+    personas_filled as (${compared} returning 1)
     select ${affectedText} || ${CALLED} as affected, ${wanted} as wanted, ${windows} as windows,
-      (select count(*)::int4 from filled) as differing, ${NOW} as now`;
+      (select count(*)::int4 from personas_filled) as differing, ${NOW} as now`;
 }
 
 /** The steps of the same where source and state are two databases; each text takes what the one before has given. */
@@ -145,26 +139,28 @@ export function probeStatement(inputs: Inputs, profileIds: readonly string[]): s
 function computedStep(inputs: Inputs, affectedText: string, before: string): string {
   const { people, moments, shape } = inputs;
   const { profileType } = people.shape;
-  const affected = 'array(select profile_id from affected)';
-  const wanted = 'array(select recipient from wanted)';
+  const affected = 'array(select profile_id from personas_affected)';
+  const wanted = 'array(select recipient from personas_wanted)';
   const computed = computedQuery(inputs, {
     grouped: true,
     counted: false,
-    some: { recipients: wanted, profiles: 'array(select profile_id from holders)' },
+    some: { recipients: wanted, profiles: 'array(select profile_id from personas_holders)' },
   });
   const windows =
     shape.validUntil === null
       ? `'{}'::text[]`
-      : `array(select array[profile_id, until] from (${windowsQuery(inputs, affected)}) as windows)`;
-  return `with affected as materialized (select i as profile_id from unnest(${typed(profileType, affectedText)}) as i where i is not null),
-    held as materialized (${recipientsQuery(people, moments, affected)}),
-    wanted as materialized (select unnest(${before}) as recipient union select recipient collate "C" from held where recipient is not null),
-    holders as materialized (select profile_id from affected union ${holdersQuery(people, moments, wanted)}),
-    present as materialized (${presentQuery(people, moments, affected)}),
-    computed as materialized (${computed})
-    select ${wanted} as wanted, array(select profile_id::text from present) as present, ${windows} as windows,
+      : `array(select array[profile_id, until] from (${windowsOfSome(inputs, affected)}) as windows)`;
+  return `with personas_affected as materialized (select i as profile_id from unnest(${typed(profileType, affectedText)}) as i where i is not null),
+    personas_held as materialized (${recipientsQuery(people, moments, affected)}),
+    personas_wanted as materialized (select unnest(${before}) as recipient union select recipient collate "C" from personas_held where recipient is not null),
+    personas_holders as materialized (select profile_id from personas_affected union ${holdersQuery(people, moments, wanted)}),
+    personas_present as materialized (${presentQuery(people, moments, affected)}),
+    personas_computed as materialized (${computed})
+    select ${wanted} as wanted, array(select profile_id::text from personas_present) as present, ${windows} as windows,
       ${
         // An array of arrays would need them to be of one length: these travel as their text.
-        COMPUTED_COLUMNS.map((column) => `(select array_agg(${column}::text) from computed) as ${column}`).join(', ')
+        COMPUTED_COLUMNS.map(
+          (column) => `(select array_agg(${column}::text) from personas_computed) as ${column}`,
+        ).join(', ')
       }`;
 }

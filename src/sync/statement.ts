@@ -47,6 +47,8 @@ interface ComputedForm {
   counted: boolean;
   ownKeys?: boolean;
   some?: Some;
+  /** Where the definition's rows are, by the name of a CTE; left out: its text is put in. */
+  rows?: string;
 }
 
 /**
@@ -56,9 +58,12 @@ interface ComputedForm {
  * asks for some recipients alone, of whom each profile that has a say is named. `ownKeys` takes each row of `profiles` by itself, which halves the reading of them; a row that has
  * not the project's own kind of key can't be told so, and is counted by `other_row`: the result is void then.
  */
-export function computedQuery(inputs: Inputs, { grouped, counted, ownKeys = false, some }: ComputedForm): string {
+export function computedQuery(
+  inputs: Inputs,
+  { grouped, counted, ownKeys = false, some, rows: given }: ComputedForm,
+): string {
   const { definition, shape, people, moments } = inputs;
-  const written = asSubquery(bindMoments(definition.text.sql, moments).text);
+  const written = given ?? asSubquery(bindMoments(definition.text.sql, moments).text);
   const rows = shape.member ? `(select * from ${written} as w where w.member) as m` : `${written} as m`;
   const value = `${valueOf(shape.columns)} as value, ${unsendableOf(shape.columns)} as unsendable, null::text[] as rivals`;
   const computed = (more = ''): string => {
