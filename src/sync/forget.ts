@@ -70,12 +70,14 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
     const recipients = [...new Set([...meant, ...(await findRecipients(client, text))])];
     await remember(client, recipients);
     let rows = 0;
+    const profiles = new Set<string>();
     for (const { id: definition_id } of definitions.rows) {
-      const gone = await client.query<{ kept: boolean }>(
-        'delete from snapshot where definition_id = $1 and recipient = any($2) returning kept',
+      const gone = await client.query<{ kept: boolean; profile_id: string | null }>(
+        'delete from snapshot where definition_id = $1 and recipient = any($2) returning kept, profile_id',
         [definition_id, recipients],
       );
       rows += gone.rows.length;
+      for (const { profile_id } of gone.rows) if (profile_id !== null) profiles.add(profile_id);
       const members = gone.rows.filter(({ kept }) => !kept).length;
       await client.query('update definition set members = greatest(0, members - $2) where id = $1', [
         definition_id,
@@ -86,6 +88,10 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
       const gone = await client.query(`delete from ${table} where recipient = any($1)`, [recipients]);
       rows += gone.rowCount ?? 0;
     }
+    for (const table of ['due', 'validity']) {
+      await client.query(`delete from ${table} where profile_id = any($1)`, [[...profiles]]);
+    }
+    await client.query(`delete from noted where name = any($1)`, [[...profiles, ...recipients]]);
     await client.query(`update request set progress = progress - 'differences' where progress ? 'differences'`);
     return { recipients, rows };
   });

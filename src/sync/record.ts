@@ -40,6 +40,12 @@ export async function abandonOpenRuns(pool: Queryable, key: string): Promise<voi
   );
 }
 
+/** Whether the run is still this instance's, until the transaction ends: whoever would give it up waits that long. */
+export async function isOpen(client: Queryable, { id }: RunRecord): Promise<boolean> {
+  const { rowCount } = await client.query('select from run where id = $1 and outcome is null for share', [id]);
+  return rowCount === 1;
+}
+
 export interface Finish {
   outcome: RunOutcome;
   counts: RunCounts | null;

@@ -231,10 +231,15 @@ async function registerSends(
 /** What has left the configuration is archived; `exit_all` becomes a held run, which a person decides. */
 async function archive(client: Client, keys: readonly string[], leader: string): Promise<void> {
   const archived = await client.query<{ id: number; members: number; on_delete: string }>(
-    `update definition set state = 'archived', due_at = null, paused_because = null
+    `update definition set state = 'archived', due_at = null, paused_because = null, tracking = 'none',
+       polled_because = null, stuck_because = null, distrusted_at = null, evaluates = null
      where state <> 'archived' and not key = any($1) returning id, members, on_delete`,
     [keys],
   );
+  const ids = archived.rows.map(({ id }) => id);
+  for (const table of ['due', 'validity', 'tally']) {
+    await client.query(`delete from ${table} where definition_id = any($1)`, [ids]);
+  }
   for (const { id, members, on_delete } of archived.rows) {
     await client.query(
       `update run set outcome = 'cancelled', error = 'The definition was removed.' where definition_id = $1 and outcome = 'held' and decision is null`,

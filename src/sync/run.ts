@@ -5,12 +5,10 @@ import { databaseFailure, isUnreachable } from '../db/failure.js';
 import { lockDefinition } from '../db/locks.js';
 import type { RunOutcome, RunTrigger } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
-import { applyDelta } from './apply.js';
-import { appliedOf, closeDefinition, hashDefinition } from './close.js';
+import { hashDefinition } from './close.js';
 import {
   compare,
   countChanges,
-  isWindowed,
   momentsAt,
   prepareInputs,
   readDefinition,
@@ -26,20 +24,19 @@ import { beginRun, withRunSession } from './compute.js';
 import type { RunCounts } from './delta.js';
 import { runIncrement } from './increment.js';
 import { countCorrections, leaveOut, markStart, type Start } from './due.js';
-import { addToHour, beginHour, judgeHour, readHour } from './hour.js';
+import { judgeHour, readHour } from './hour.js';
 import { explainRunError } from './privileges.js';
 import {
   finishRun,
   readHeldRun,
   recordRun,
-  releaseHeldRun,
   replaceHeldRun,
   type Finish,
   type HeldRun,
   type RunRecord,
 } from './record.js';
 import type { Inputs } from './statement.js';
-import { writeWindows } from './windows.js';
+import { writeFound, type Found } from './write.js';
 
 /**
  * One run of one definition, from its record to its outcome.
@@ -259,8 +256,8 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
   const { databases } = context;
   return withRunSession(databases, context.signal, async (session) => {
     await beginRun(session, runLimits(context));
-    const found = await clock.timed('compute', () => compare(context, session, inputs, run.row, grouped));
-    if (found === 'twice') {
+    const compared = await clock.timed('compute', () => compare(context, session, inputs, run.row, grouped));
+    if (compared === 'twice') {
       await session.query('rollback');
       return null;
     }
@@ -291,26 +288,25 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return hold(run, held, counts, verdict.because);
     }
-    const applied = appliedOf(inputs, row, { runId: record.id, priority: 1 });
-    const isApplied = await clock.timed('apply', () =>
-      applyDelta(session, applied, { send: definition.initial === 'send' }),
-    );
-    if (!isApplied) {
-      await session.query('rollback');
-      return null;
-    }
-    if (isWindowed(inputs, row)) await writeWindows(session, row.id);
-    if (row.live && approved) await beginHour(session, row.id);
-    else if (row.live && !row.first) await addToHour(session, row.id, counts);
-    await closeDefinition(session, inputs, row, { members: counts.members, textHash, recount: grouped });
-    if (held !== null) await releaseHeldRun(session, held, approved);
+    const found: Found = { row, counts, held, approved, recount: grouped };
     const finish = finishOf(run, 'succeeded', counts, null);
-    if (!(await finishRun(session, record, { ...finish, fullDone: run.start?.fullWanted ?? null, corrections }))) {
-      await session.query('rollback');
-      return superseded(run);
+    const ending = { record, textHash, finish: { ...finish, fullDone: run.start?.fullWanted ?? null, corrections } };
+    switch (await clock.timed('apply', () => writeFound(databases.state.schema, session, inputs, found, ending))) {
+      case 'twice':
+        return null;
+      case 'superseded':
+        return superseded(run);
+      case 'written':
+        return {
+          id: record.id,
+          outcome: 'succeeded',
+          error: null,
+          counts,
+          corrections,
+          unavailable: false,
+          cause: null,
+        };
     }
-    await session.query('commit');
-    return { id: record.id, outcome: 'succeeded', error: null, counts, corrections, unavailable: false, cause: null };
   });
 }
 
