@@ -1,20 +1,17 @@
 import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
-import { inTransaction, withClient, type Client } from '../db/connect.js';
+import { inTransaction, type Client } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
 import { fenceLease } from '../db/lease.js';
 import { OperatorError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
-import { momentsAt, prepareInputs, runLimits, type CompareContext } from '../sync/comparison.js';
-import { describePeople } from '../sync/shape.js';
-import { probeStatement } from '../sync/some.js';
+import type { CompareContext } from '../sync/comparison.js';
 import type { Way } from './capture.js';
 import { inspect, type Inspection } from './catalogue.js';
-import { judgeEligibility, type Verdict } from './eligibility.js';
-import { FOREIGN } from './install.js';
+import { asksForIt, createJudge, readProfileType, reasonInCatalogue, reasonInConfig, tablesOf } from './judgement.js';
 import { readWatchPlan } from './tables.js';
-import { tableName, watchName } from './trigger-sql.js';
-import { followedDefinitions, type WatchPlan } from './watches.js';
+import { tableName } from './trigger-sql.js';
+import type { WatchPlan } from './watches.js';
 
 /**
  * Whether each definition that asks for it follows changes, is polled instead and why:
@@ -47,8 +44,6 @@ export interface TrackingOptions {
 const JUDGED_FOR_MS = 24 * 3_600_000;
 /** One that couldn't be judged is tried again after this. */
 const TRY_AGAIN_MS = 60_000;
-const TRIAL_MS = 20_000;
-const PROBED = 3;
 
 interface Judged {
   evaluates: string;
@@ -72,25 +67,11 @@ export function createTracking({ context, leader, installation, log }: TrackingO
   let captured: { notifies: boolean } | null = null;
   const judged = new Map<string, Judged>();
 
-  const readProfileType = async ({ profiles }: Config): Promise<string> =>
-    withClient(databases.source, async (client) => {
-      await client.query('begin transaction read only');
-      const { profileType } = await describePeople(
-        client,
-        profiles.text,
-        profiles.key,
-        momentsAt('now', { lookback: null }),
-      );
-      await client.query('commit');
-      return profileType;
-    });
-
   /** Why the SQL can't be evaluated profile by profile; null: it can. */
   const judge = async (
-    config: Config,
     definition: Definition,
     evaluates: string,
-    profileType: string,
+    find: ReturnType<typeof createJudge>,
   ): Promise<string | null> => {
     const known = judged.get(definition.key);
     if (known?.evaluates === evaluates && performance.now() < known.until) return known.because;
@@ -99,14 +80,15 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       return because;
     };
     try {
-      const { because } = reasonOf(await judgeDefinition({ ...context, config }, definition, profileType));
-      return remember(because, JUDGED_FOR_MS);
+      return remember(await find(definition), JUDGED_FOR_MS);
     } catch (error) {
       if (isUnreachable(error)) throw error;
       if (!(error instanceof OperatorError))
         log.failure(`Whether "${definition.key}" can be followed is not known`, error);
       return remember(
-        error instanceof OperatorError ? error.message : 'could not be judged; it is tried again',
+        error instanceof OperatorError
+          ? error.message
+          : `Whether "${definition.key}" can be followed is not known; it is tried again.`,
         TRY_AGAIN_MS,
       );
     }
@@ -117,18 +99,18 @@ export function createTracking({ context, leader, installation, log }: TrackingO
     captured: () => captured,
     look: async (config) => {
       const asking = config.definitions.filter(asksForIt);
-      const plan =
-        asking.length === 0 ? NOTHING : await readWatchPlan(databases.source, config, await readProfileType(config));
+      const profileType = asking.length === 0 ? null : await readProfileType(databases.source, config);
+      const plan = profileType === null ? NOTHING : await readWatchPlan(databases.source, config, profileType);
       const found = await inspect(databases.source, plan, installation);
       const rows = await readRows(pool);
       const changed = await changedTables(pool, found);
       const isMissed = (key: string): boolean => tablesOf(plan, key).some((name) => changed.has(name));
       const against = new Map<string, string>();
       for (const definition of asking) {
-        const because = reasonAgainst(config, definition, plan, found);
+        const because = reasonInConfig(config, definition, plan) ?? reasonInCatalogue(definition, plan, found);
         if (because !== null) against.set(definition.key, because);
       }
-      const profileType = asking.length === against.size ? '' : await readProfileType(config);
+      const find = createJudge({ ...context, config }, profileType ?? '');
       for (const definition of asking) {
         const { key } = definition;
         const row = rows.get(key);
@@ -139,8 +121,8 @@ export function createTracking({ context, leader, installation, log }: TrackingO
           against.set(key, row.polled_because ?? 'Following was given up.');
         // What was found to be possible before is believed while nothing about it has changed.
         else if (!(row.tracking === 'live' && isAsBefore && !judged.has(key))) {
-          const because = await judge(config, definition, evaluates, profileType);
-          if (because !== null) against.set(key, `"${key}" ${because}.`);
+          const because = await judge(definition, evaluates, find);
+          if (because !== null) against.set(key, because);
         }
       }
       ways = waysOf(plan, (key) => !against.has(key));
@@ -171,78 +153,6 @@ export function createTracking({ context, leader, installation, log }: TrackingO
 }
 
 const NOTHING: WatchPlan = { tables: [], routes: new Map(), refused: [], evaluates: new Map() };
-
-function asksForIt({ enabled, cadence, changes }: Definition): boolean {
-  return enabled && changes.length > 0 && (cadence.kind === 'realtime' || cadence.kind === 'hourly');
-}
-
-const reasonOf = (verdict: Verdict): { because: string | null } => ({
-  because: verdict.kind === 'possible' ? null : verdict.because,
-});
-
-/** `profiles` first, then the definition; runs their SQL for some profiles. */
-async function judgeDefinition(context: CompareContext, definition: Definition, profileType: string): Promise<Verdict> {
-  const { databases, config } = context;
-  const { workMemMb } = runLimits(context);
-  const limits = { workMemMb, timeoutMs: TRIAL_MS };
-  const inputs = await prepareInputs(context, definition, momentsAt(new Date().toISOString(), definition));
-  const { profiles } = config;
-  const sample = await databases.source.query<{ id: string }>(
-    `select q.profile_id::text as id from (${profiles.text.sql}\n) as q limit ${PROBED}`,
-  );
-  const ids = sample.rows.map(({ id }) => id);
-  const known = {
-    triggers: new Map<string, string>(),
-    statement: ids.length === 0 ? null : probeStatement(inputs, ids),
-    stateSchema: databases.same ? databases.state.schema : null,
-  };
-  const ofPeople = await judgeEligibility(
-    databases.source,
-    { profiles, profileType, definition: null, gives: { profileId: true, validUntil: false } },
-    { ...known, statement: null },
-    limits,
-  );
-  if (ofPeople.kind === 'impossible')
-    return { kind: 'impossible', because: `can't be followed: \`profiles\` ${ofPeople.because}` };
-  const gives = { profileId: inputs.shape.person.by === 'profile', validUntil: inputs.shape.validUntil !== null };
-  return judgeEligibility(databases.source, { profiles, profileType, definition, gives }, known, limits);
-}
-
-/** What the configuration and the catalogue have against it; null: nothing. */
-function reasonAgainst(
-  config: Config,
-  { key }: Definition,
-  plan: WatchPlan,
-  { capture, tables }: Inspection,
-): string | null {
-  if (!followedDefinitions(config).some((each) => each.key === key))
-    return '`profiles` has no `changes`, so nobody knows whose email or userId has changed.';
-  const refused = plan.refused.find(({ definitions }) => definitions.includes(key));
-  if (refused !== undefined) return refused.problem.message;
-  switch (capture.kind) {
-    case 'missing':
-      return 'Nothing captures changes in the source: run `personas-sync realtime install`.';
-    case 'foreign':
-      return FOREIGN;
-    case 'denied':
-      return `The role may not read what is captured: ${capture.grants.join('; ')}.`;
-    case 'fine':
-  }
-  const names = new Set(tablesOf(plan, key));
-  const wrong = tables.find(({ watched: { table }, because }) => because !== null && names.has(tableName(table)));
-  return wrong === undefined ? null : `${tableName(wrong.watched.table)} ${wrong.because ?? ''}.`;
-}
-
-/** The names of the tables that a definition depends on. */
-function tablesOf(plan: WatchPlan, key: string): readonly string[] {
-  return plan.tables
-    .filter(({ watches }) =>
-      watches.some(
-        (watch) => plan.routes.get(watchName(watch))?.some(({ definitions }) => definitions.includes(key)) === true,
-      ),
-    )
-    .map(({ table }) => tableName(table));
-}
 
 function waysOf(plan: WatchPlan, isFollowed: (key: string) => boolean): ReadonlyMap<string, readonly Way[]> {
   const entries = [...plan.routes].map(([watch, routes]) => {
