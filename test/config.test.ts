@@ -159,10 +159,7 @@ logging: { level: debug, format: json }
     expect(config.http).toEqual({ host: '0.0.0.0', port: 80 });
     expect(config.runs).toEqual({ parallel: 4, memoryMb: 2048, timeoutMs: 90_000 });
     expect(config.logging).toEqual({ level: 'debug', format: 'json' });
-    expect(config.remarks).toEqual([
-      '`events` has no effect in this version: definitions are written in SQL.',
-      '`changes` has no effect in this version: nothing is computed in real time.',
-    ]);
+    expect(config.remarks).toEqual(['`events` has no effect in this version: definitions are written in SQL.']);
   });
 
   it('takes empty sections, urls and API keys for left out', () => {
@@ -321,7 +318,8 @@ describe('a definition', () => {
     ['changes: { orders: id }, schedule: " realtime ", poll: 5s', { kind: 'poll', everyMs: 5_000 }],
     ['changes: { orders: id }, schedule: realtime, lookback: 30 days', { kind: 'hourly' }],
   ])('with %j, the changes of profiles being followed, is computed in real time, or else %j', (entry, fallback) => {
-    expect(followed(`sql: SELECT 1, ${entry}`).cadence).toEqual({ kind: 'realtime', fallback });
+    const asked = entry.includes('schedule');
+    expect(followed(`sql: SELECT 1, ${entry}`).cadence).toEqual({ kind: 'realtime', fallback, asked });
   });
 
   it.each([
@@ -370,7 +368,6 @@ audiences:
   - { name: y, sql: SELECT 1, reconcile: 1 hour }
 `);
     expect(config.remarks).toEqual([
-      '`changes` has no effect in this version: nothing is computed in real time.',
       '`changes` of `x` has no effect while `profiles` has none: it is polled.',
       '`reconcile` of `y` has no effect without `changes`: all its runs are for everyone.',
     ]);

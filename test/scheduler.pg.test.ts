@@ -241,6 +241,6 @@ describe('the next moment', () => {
     expect(nextDueMs({ kind: 'poll', everyMs: 60_000 }, 'vip', 9_000)).toBe(90_000);
     expect(nextDueMs({ kind: 'manual' }, 'vip', 100)).toBeNull();
     const fallback = { kind: 'poll', everyMs: 5_000 } as const;
-    expect(nextDueMs({ kind: 'realtime', fallback }, 'vip', 100)).toBe(5_000);
+    expect(nextDueMs({ kind: 'realtime', fallback, asked: true }, 'vip', 100)).toBe(5_000);
   });
 });

@@ -153,12 +153,12 @@ function readCadence(source: YamlFile, path: Path, fields: Fields & { key: strin
     if (missing !== null) {
       report({ place: source.placeOf([...path, 'schedule']), message: `\`schedule: realtime\` needs ${missing}.` });
     }
-    return { kind: 'realtime', fallback: lookback === undefined ? polled : hourly };
+    return { kind: 'realtime', fallback: lookback === undefined ? polled : hourly, asked: true };
   }
   if (schedule !== undefined) return schedule;
   if (lookback !== undefined) return hourly;
   if (!has('changes')) return polled;
-  if (profilesFollowed) return { kind: 'realtime', fallback: polled };
+  if (profilesFollowed) return { kind: 'realtime', fallback: polled, asked: false };
   remark(`\`changes\` of ${quoted(key)} has no effect while \`profiles\` has none: it is polled.`);
   return polled;
 }

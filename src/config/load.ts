@@ -110,7 +110,7 @@ function readMain(source: YamlFile, substitute: Substitute, report: Report): Con
     logging: { level: logging.level ?? 'info', format: logging.format ?? 'auto' },
     remarks: [
       ...included.unmatched.map((pattern) => `The include ${quoted(pattern)} matches no file.`),
-      ...idle(sources),
+      ...idle(source),
       ...remarks,
     ],
     unmatched: included.unmatched,
@@ -157,19 +157,11 @@ function readProfiles(source: YamlFile, files: Set<string>, report: Report): Con
   return undefined;
 }
 
-/** Sentences about what is written in the files and has no effect in this version. The first is the main file. */
-function idle(sources: readonly YamlFile[]): string[] {
-  const remarks: string[] = [];
-  const holds = (source: YamlFile | undefined, path: (string | number)[]) => isMapping(source?.at(path));
-  const [main] = sources;
-  if (holds(main, ['events'])) remarks.push('`events` has no effect in this version: definitions are written in SQL.');
-  const changes = sources.some((source) =>
-    definitionPaths(source).some(({ path }) => holds(source, [...path, 'changes'])),
-  );
-  if (changes || holds(main, ['profiles', 'changes'])) {
-    remarks.push('`changes` has no effect in this version: nothing is computed in real time.');
-  }
-  return remarks;
+/** Sentences about what is written in the main file and has no effect in this version. */
+function idle(main: YamlFile): string[] {
+  return isMapping(main.at(['events']))
+    ? ['`events` has no effect in this version: definitions are written in SQL.']
+    : [];
 }
 
 function secret(value: string | null | undefined): Secret | null {

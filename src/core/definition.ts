@@ -11,9 +11,12 @@ export type ProjectKey = 'email' | 'user_id' | 'hybrid';
 
 /** How a definition is run where real time is not to be had. `hourly` is spread over the hour by the key. */
 export type Fallback = { kind: 'hourly' } | { kind: 'poll'; everyMs: number };
-/** How a definition comes to be run. */
+/** How a definition comes to be run. `asked`: `schedule: realtime` says so, and not `changes` alone. */
 export type Cadence =
-  Fallback | { kind: 'cron'; expression: string } | { kind: 'manual' } | { kind: 'realtime'; fallback: Fallback };
+  | Fallback
+  | { kind: 'cron'; expression: string }
+  | { kind: 'manual' }
+  | { kind: 'realtime'; fallback: Fallback; asked: boolean };
 
 /** A table whose changes matter to a definition or to `profiles`, and how its rows lead to profiles. */
 export interface Change {

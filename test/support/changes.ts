@@ -32,7 +32,7 @@ function changeOf([written, way]: Written): Change {
 export function definitionOf(
   key: string,
   changes: readonly Written[],
-  cadence: Cadence = { kind: 'realtime', fallback: { kind: 'hourly' } },
+  cadence: Cadence = { kind: 'realtime', fallback: { kind: 'hourly' }, asked: false },
 ): Definition {
   return {
     key,
