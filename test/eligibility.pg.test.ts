@@ -632,6 +632,10 @@ describe('the statement that evaluates a few', () => {
       'evaluating one person reads all of `big` (Seq Scan): run `CREATE INDEX ON big (lower(btrim(email)))`, or leave it polled',
     ],
     [
+      "select from big where customer_id = any('{1,2}') union all select from big where email = any('{a}') union all select from parted",
+      'evaluating one person reads all of `big` (Seq Scan) and `parted` (Seq Scan): run `CREATE INDEX ON big (customer_id)`, `CREATE INDEX ON big (email)` and `CREATE INDEX ON parted ("customer_id")`, or leave it polled',
+    ],
+    [
       'select * from orders o join big b on b.email = o.status',
       'evaluating one person reads all of `big` (Seq Scan): index what it is joined by, or leave it polled',
     ],

@@ -176,14 +176,17 @@ export async function judgeScans(
   statement: string,
   stateSchema: string | null,
 ): Promise<string | null> {
-  const [whole] = await wholeScansOf(client, statement, stateSchema);
-  if (whole === undefined) return null;
-  const { table, scan } = whole;
-  const following = await followingOf(client, [whole], changesOf(subject));
-  const column = following(whole).flatMap(({ way }) => (way.kind === 'column' ? [way.column] : []))[0];
-  const expression = whole.lookedUp ?? column ?? null;
-  const index = expression === null ? 'index what it is joined by' : `run \`CREATE INDEX ON ${table} (${expression})\``;
-  return `evaluating one person reads all of \`${table}\` (${scan}): ${index}, or leave it polled`;
+  const scans = await wholeScansOf(client, statement, stateSchema);
+  if (scans.length === 0) return null;
+  const following = await followingOf(client, scans, changesOf(subject));
+  const indexes = scans.flatMap((scan) => {
+    const columns = following(scan).flatMap(({ way }) => (way.kind === 'column' ? [way.column] : []));
+    const expressions = scan.lookedUp.length > 0 ? scan.lookedUp : columns.slice(0, 1);
+    return expressions.map((expression) => `CREATE INDEX ON ${scan.table} (${expression})`);
+  });
+  const tables = scans.map(({ table, scan }) => `\`${table}\` (${scan})`).join(' and ');
+  const instead = indexes.length === 0 ? 'index what it is joined by' : `run ${listed(indexes, 'and')}`;
+  return `evaluating one person reads all of ${tables}: ${instead}, or leave it polled`;
 }
 
 const OVERALL: Readonly<Record<string, string>> = {

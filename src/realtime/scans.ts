@@ -10,8 +10,8 @@ export interface WholeScan {
   oid: string;
   /** As EXPLAIN calls it, such as `Seq Scan`. */
   scan: string;
-  /** What an index would find the rows by, as SQL; null where the plan doesn't tell. */
-  lookedUp: string | null;
+  /** What indexes would find the rows by, as SQL; none where the plan doesn't tell. */
+  lookedUp: readonly string[];
 }
 
 const SMALL_ROWS = 10_000;
@@ -41,18 +41,16 @@ export async function wholeScansOf(
     [whole.map(({ schema }) => schema), whole.map(({ name }) => name)],
   );
   const large = rows.filter(({ size }) => Number(size) > SMALL_ROWS);
-  const first = new Map([...large].reverse().map((row) => [row.root, row]));
-  return large
-    .filter((row) => first.get(row.root) === row)
-    .map(({ at, root, shown }) => {
-      const scan = whole[Number(at) - 1];
-      return {
-        table: shown,
-        oid: root,
-        scan: scan?.type ?? '',
-        lookedUp: scan === undefined ? null : lookedUpBy(scan),
-      };
-    });
+  return [...new Set(large.map(({ root }) => root))].map((root) => {
+    const rowsOfRoot = large.filter((row) => row.root === root);
+    const scansOfRoot = rowsOfRoot.flatMap(({ at }) => whole[Number(at) - 1] ?? []);
+    return {
+      table: rowsOfRoot[0]?.shown ?? '',
+      oid: root,
+      scan: scansOfRoot[0]?.type ?? '',
+      lookedUp: [...new Set(scansOfRoot.flatMap((scan) => lookedUpBy(scan) ?? []))],
+    };
+  });
 }
 
 export interface PlannedRelation {
