@@ -25,7 +25,14 @@ const problem = z.strictObject({ place: place.optional(), message: z.string() })
 const judged = { ok: z.boolean(), problems: z.array(problem) };
 const checkJson = z.strictObject({
   version: z.literal(1),
-  definitions: z.array(z.strictObject({ key: z.string(), ...judged })),
+  definitions: z.array(
+    z.strictObject({
+      key: z.string(),
+      ...judged,
+      realtime: z.strictObject({ possible: z.boolean(), because: z.string().nullable() }).nullable(),
+    }),
+  ),
+  triggers: z.array(z.string()).nullable(),
   disabled: z.array(z.string()),
   destinations: z.array(z.strictObject({ name: z.string(), ...judged })),
   profiles: z.strictObject(judged),

@@ -12,19 +12,29 @@ import { explainRunError } from '../sync/privileges.js';
 import { refuseMassRemoval } from '../sync/registry.js';
 import { describeDefinition, describePeople, type Shape } from '../sync/shape.js';
 import { computedQuery, type Inputs } from '../sync/statement.js';
+import { createRealtimeCheck, type RealtimeCheck } from './check-realtime.js';
 import type { CommandContext } from './command.js';
 import { readKnown, refuseKindChange, type Known } from './known.js';
 import type { Opened } from './open.js';
 import { countOf, plain, SIGN, type Output } from './output.js';
 
 /**
- * `check`: what is wrong, found without running a definition or sending anything: the SQL is described and planned, the
- * fields are compared with each other, with what was sent and with those that Iterable has.
+ * `check`: what is wrong, found without sending anything: the SQL is described and planned, the fields are compared with
+ * each other, with what was sent and with those that Iterable has. A definition runs only where it asks for real time, for
+ * some people.
  */
 interface Finding {
   problems: readonly Problem[];
   /** What is fine, where nothing is wrong. */
   note: string;
+}
+
+interface DefinitionFinding {
+  key: string;
+  ok: boolean;
+  problems: readonly Problem[];
+  /** Null: it doesn't ask for real time, or something else is wrong with it. */
+  realtime: { possible: boolean; because: string | null } | null;
 }
 
 interface DestinationFinding extends Finding {
@@ -243,6 +253,13 @@ function show(output: Output, name: string, { problems, note }: Finding): void {
   for (const problem of problems) output.line(`    ${plain(describeProblem(problem))}`);
 }
 
+/** What is wrong with the triggers: no problem by itself, since what they are for is polled. */
+function showCapture(output: Output, { captured }: RealtimeCheck): void {
+  if (captured === null) return;
+  if (captured.length === 0) output.line(`${SIGN.good} ${pc.bold('triggers')} ${pc.dim('changes are captured')}`);
+  for (const sentence of captured) output.line(`${SIGN.note} ${plain(sentence)}`);
+}
+
 const judged = ({ problems }: Finding) => ({ ok: problems.length === 0, problems });
 
 export async function check({ opened, output, signal }: CommandContext): Promise<number> {
@@ -260,22 +277,32 @@ export async function check({ opened, output, signal }: CommandContext): Promise
     destinations.set(destination.name, finding);
     show(output, `destination ${destination.name}`, finding);
   }
-  const people = await checkPeople(opened);
+  const described = await checkPeople(opened);
+  const peopleAreFine = described.problems.length === 0;
+  const realtime = peopleAreFine ? await createRealtimeCheck(opened) : null;
+  const people = { ...described, problems: [...described.problems, ...(realtime?.problems ?? [])] };
   show(output, 'profiles', people);
+  if (realtime !== null) showCapture(output, realtime);
   const checkFields = createFieldCheck(destinations);
-  const definitions: { key: string; ok: boolean; problems: readonly Problem[] }[] = [];
+  const definitions: DefinitionFinding[] = [];
   const disabled = config.definitions.filter(({ enabled }) => !enabled).map(({ key }) => key);
   for (const definition of config.definitions) {
     if (!definition.enabled) continue;
     const { key } = definition;
-    const problems = await checkDefinition(opened, definition, {
-      known: known.get(key),
-      peopleAreFine: people.problems.length === 0,
-      checkFields,
-    });
+    const found = await checkDefinition(opened, definition, { known: known.get(key), peopleAreFine, checkFields });
+    // What is wrong anyway isn't tried.
+    const followed = found.length === 0 && realtime !== null ? await realtime.judge(definition) : null;
     if (signal.aborted) return 0;
-    definitions.push({ key, ok: problems.length === 0, problems });
-    show(output, key, { problems, note: definition.kind });
+    const problems = [...found, ...(followed?.problems ?? [])];
+    const { possible = false, because = null } = followed ?? {};
+    definitions.push({
+      key,
+      ok: problems.length === 0,
+      problems,
+      realtime: followed === null ? null : { possible, because },
+    });
+    show(output, key, { problems, note: possible ? `${definition.kind}, real time` : definition.kind });
+    if (because !== null && problems.length === 0) output.line(`    ${pc.dim(`polled: ${plain(because)}`)}`);
   }
   for (const key of disabled) output.line(pc.dim(`– ${key} is disabled`));
 
@@ -285,6 +312,7 @@ export async function check({ opened, output, signal }: CommandContext): Promise
   output.object({
     definitions,
     disabled,
+    triggers: realtime?.captured ?? null,
     destinations: [...destinations].map(([name, finding]) => ({ name, ...judged(finding) })),
     profiles: judged(people),
     state: judged(state),

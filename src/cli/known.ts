@@ -49,6 +49,17 @@ export async function readKeys({ config, databases }: Opened): Promise<readonly 
   return [...new Set([...config.definitions.map(({ key }) => key), ...rows.map(({ key }) => key)])].sort();
 }
 
+/** The id of the state, by which a source knows who consumes what is captured in it. */
+export async function readInstallation({ databases }: Opened): Promise<string> {
+  const row = await databases.state.db
+    .selectFrom('setting')
+    .select('value')
+    .where('name', '=', 'installation')
+    .executeTakeFirst();
+  if (typeof row?.value === 'string') return row.value;
+  throw new OperatorError('The state has no id yet: run `personas-sync migrate` first.');
+}
+
 /** A field of Iterable can't turn from a membership into a value. */
 export function refuseKindChange({ key, kind, place }: Definition, before: Definition['kind'] | undefined): void {
   if (before === undefined || before === kind) return;

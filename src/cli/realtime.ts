@@ -1,46 +1,24 @@
-import { withClient } from '../db/connect.js';
 import { describeProblem, OperatorError } from '../lib/errors.js';
 import { inspect, type Inspection } from '../realtime/catalogue.js';
+import { readProfileType } from '../realtime/judgement.js';
 import { FOREIGN, install, installScript, uninstall } from '../realtime/install.js';
 import { readWatchPlan } from '../realtime/tables.js';
 import { tableName, watchName } from '../realtime/trigger-sql.js';
 import { followedDefinitions, type WatchPlan } from '../realtime/watches.js';
-import { momentsAt } from '../sync/comparison.js';
-import { describePeople } from '../sync/shape.js';
 import { agrees, type CommandContext } from './command.js';
+import { readInstallation } from './known.js';
 import type { Opened } from './open.js';
 import { countOf, plain, SIGN, type Output } from './output.js';
 
 /** `realtime sql`, `install` and `uninstall`: the triggers in the source by which changes are followed. */
 const EXIT_OPERATOR = 2;
-/** Describing takes milliseconds; more is a lock that somebody else holds. */
-const PATIENCE_MS = 30_000;
 
 export interface InstallChoice {
   notify: boolean;
 }
 
-/** The id of the state, by which a source knows who consumes what is captured in it. */
-async function readInstallation({ databases }: Opened): Promise<string> {
-  const row = await databases.state.db
-    .selectFrom('setting')
-    .select('value')
-    .where('name', '=', 'installation')
-    .executeTakeFirst();
-  if (typeof row?.value === 'string') return row.value;
-  throw new OperatorError('The state has no id yet: run `personas-sync migrate` first.');
-}
-
 async function readPlan({ config, databases }: Opened): Promise<WatchPlan> {
-  const { text, key } = config.profiles;
-  const moments = momentsAt(new Date().toISOString(), { lookback: null });
-  const { profileType } = await withClient(databases.source, async (client) => {
-    await client.query(`begin transaction read only; set local statement_timeout = ${PATIENCE_MS}`);
-    const people = await describePeople(client, text, key, moments);
-    await client.query('rollback');
-    return people;
-  });
-  return readWatchPlan(databases.source, config, profileType);
+  return readWatchPlan(databases.source, config, await readProfileType(databases.source, config));
 }
 
 /** Says what can't be followed; returns whether there is anything. */
