@@ -4,8 +4,8 @@ import type { DefinitionState, RunOutcome, RunTrigger } from '../db/state.js';
 import type { CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
 import type { Opened } from './open.js';
-import { quotasOf } from './quotas.js';
 import { countOf, formatCount, formatDuration, formatMoment, formatTable, plain, plainLines, SIGN } from './output.js';
+import { adviseOnDestinations, describeDestinations, describeLanes, readDestinations } from './status-destinations.js';
 
 /** `status`: what is, from the tables: definitions and their runs, what waits, what was refused, who leads. */
 interface DefinitionStatus {
@@ -28,36 +28,6 @@ interface DefinitionStatus {
     error: string | null;
   } | null;
   nextRun: Date | null;
-}
-
-interface DestinationStatus {
-  name: string;
-  host: string;
-  state: 'active' | 'paused' | 'stopped';
-  reason: string | null;
-  waiting: number;
-  oldestWaitingSeconds: number | null;
-  dead: number;
-  /** Whether it still is in the configuration, with this host. */
-  configured: boolean;
-  /** How long it takes to drain at the present rate; null where nothing moves, or nobody leads. */
-  drainsInSeconds: number | null;
-  /** Fields that the destination leaves out of what it is sent. */
-  droppedFields: readonly string[];
-  /** Definitions whose calls wait here for a person, and why. */
-  stoppedDefinitions: readonly { definition: string; reason: string }[];
-  lanes: readonly LaneStatus[];
-}
-
-interface LaneStatus {
-  name: string;
-  /** Requests a second. */
-  quota: number;
-  /** What the lane lets through at present: less where the destination has asked to wait again and again. */
-  allowed: number;
-  /** Over the last ten seconds. */
-  requestsPerSecond: number;
-  callsPerSecond: number;
 }
 
 interface DefinitionRow extends Omit<DefinitionStatus, 'state' | 'lastRun' | 'nextRun'> {
@@ -106,66 +76,6 @@ async function readDefinitions({ config, databases }: Opened, key: string | null
   return [...registered, ...added];
 }
 
-/** What the leader has last told of a destination; all of it is old news where nobody leads. */
-interface Told {
-  acknowledgedPerSecond: number;
-  lanes: readonly (LaneStatus & { dropped: readonly string[] })[];
-}
-
-interface DestinationRow extends Omit<DestinationStatus, 'lanes' | 'configured' | 'drainsInSeconds' | 'droppedFields'> {
-  ahead: number;
-  delivery: Told | null;
-}
-
-async function readDestinations(
-  { config, databases, targetOf }: Opened,
-  key: string | null,
-  isLed: boolean,
-): Promise<DestinationStatus[]> {
-  const { rows } = await databases.state.pool.query<DestinationRow>(
-    `select t.name, t.host, t.state, t.reason, t.delivery, coalesce(w.waiting, 0) as waiting,
-       w.oldest as "oldestWaitingSeconds", coalesce(x.dead, 0) as dead,
-       (select coalesce(sum(greatest(0, backfill_total - backfill_done) * (backfill_identify::int + backfill_events::int)), 0)::int8
-        from definition_destination as dd join definition as d on d.id = dd.definition_id
-        where dd.destination_id = t.id and dd.backfill is not null and ($1::text is null or d.key = $1)) as ahead,
-       (select coalesce(jsonb_agg(jsonb_build_object('definition', d.key, 'reason', dd.stopped) order by d.key), '[]')
-        from definition_destination as dd join definition as d on d.id = dd.definition_id
-        where dd.destination_id = t.id and dd.stopped is not null and ($1::text is null or d.key = $1)) as "stoppedDefinitions"
-     from destination as t
-     left join (
-       select destination_id, count(*) as waiting,
-         greatest(0, floor(extract(epoch from now() - min(raised_at))))::int8 as oldest
-       from outbox where $1::text is null or definition_id = (select id from definition where key = $1)
-       group by destination_id) as w on w.destination_id = t.id
-     left join (
-       select destination_id, count(*) as dead
-       from dead_call where $1::text is null or definition_id = (select id from definition where key = $1)
-       group by destination_id) as x on x.destination_id = t.id
-     order by t.name, t.host`,
-    [key],
-  );
-  const configured = new Map(config.destinations.map((each) => [`${each.name} ${targetOf(each).host}`, each]));
-  return rows
-    .map(({ ahead, delivery, ...row }) => {
-      const destination = configured.get(`${row.name} ${row.host}`);
-      const told = new Map((isLed ? (delivery?.lanes ?? []) : []).map((lane) => [lane.name, lane]));
-      const lanes = (destination === undefined ? [] : quotasOf(destination)).map(({ name, quota }) => {
-        const { allowed = quota, requestsPerSecond = 0, callsPerSecond = 0 } = told.get(name) ?? {};
-        return { name, quota, allowed, requestsPerSecond, callsPerSecond };
-      });
-      const rate = isLed ? (delivery?.acknowledgedPerSecond ?? 0) : 0;
-      const left = row.waiting + ahead;
-      return {
-        ...row,
-        configured: destination !== undefined,
-        drainsInSeconds: left === 0 ? 0 : rate > 0 ? Math.ceil(left / rate) : null,
-        droppedFields: [...new Set(delivery?.lanes.flatMap(({ dropped }) => dropped))],
-        lanes,
-      };
-    })
-    .filter(({ configured: isThere, waiting, dead }) => isThere || waiting > 0 || dead > 0);
-}
-
 function describeState({ state, backfill }: DefinitionStatus): string {
   const colour = state === 'active' ? pc.green : state === 'held' ? pc.red : pc.yellow;
   const sending = backfill === null ? '' : `, ${formatCount(backfill.done)} of ${formatCount(backfill.total)} queued`;
@@ -201,53 +111,8 @@ function describeDefinitions(definitions: readonly DefinitionStatus[], now: Date
   return formatTable(columns, rows);
 }
 
-function describeDestinations(destinations: readonly DestinationStatus[]): string {
-  const columns = [
-    { title: 'destination' },
-    { title: 'host' },
-    { title: 'state' },
-    { title: 'waiting', align: 'right' },
-    { title: 'longest', align: 'right' },
-    { title: 'refused', align: 'right' },
-    { title: 'drains in', align: 'right' },
-  ] as const;
-  const rows = destinations.map(({ name, host, state, waiting, oldestWaitingSeconds, dead, drainsInSeconds }) => [
-    plain(name),
-    plain(host),
-    (state === 'active' ? pc.green : pc.red)(state),
-    formatCount(waiting),
-    oldestWaitingSeconds === null ? '–' : formatDuration(oldestWaitingSeconds * 1000),
-    formatCount(dead),
-    drainsInSeconds === null || drainsInSeconds === 0 ? '–' : formatDuration(drainsInSeconds * 1000),
-  ]);
-  return formatTable(columns, rows);
-}
-
-const perSecond = (rate: number): string =>
-  rate >= 10 ? formatCount(Math.round(rate)) : String(Math.round(rate * 10) / 10);
-
-function describeLanes(destinations: readonly DestinationStatus[]): string {
-  const columns = [
-    { title: 'lane' },
-    { title: 'requests/s', align: 'right' },
-    { title: 'quota', align: 'right' },
-    { title: 'calls/s', align: 'right' },
-    { title: '' },
-  ] as const;
-  const rows = destinations.flatMap(({ name, lanes }) =>
-    lanes.map((lane) => [
-      plain(`${name} ${lane.name}`),
-      perSecond(lane.requestsPerSecond),
-      perSecond(lane.quota),
-      perSecond(lane.callsPerSecond),
-      lane.allowed < lane.quota ? pc.yellow(`slowed down to ${perSecond(lane.allowed)}`) : '',
-    ]),
-  );
-  return formatTable(columns, rows);
-}
-
 /** What a person should know or do, a line each. */
-function adviseOn(definitions: readonly DefinitionStatus[], destinations: readonly DestinationStatus[]): string[] {
+function adviseOn(definitions: readonly DefinitionStatus[]): string[] {
   const lines: string[] = [];
   for (const { key, state, reason, heldRun, lastRun } of definitions) {
     if (heldRun !== null) {
@@ -258,29 +123,6 @@ function adviseOn(definitions: readonly DefinitionStatus[], destinations: readon
       lines.push(`${SIGN.note} ${key} is paused. ${plain(reason ?? '')} \`personas-sync resume ${key}\` ends that.`);
     } else if (lastRun?.outcome === 'failed') lines.push(`${SIGN.bad} ${key}: ${plainLines(lastRun.error ?? '')}`);
   }
-  for (const { name, host, state, reason, configured, waiting, droppedFields, stoppedDefinitions } of destinations) {
-    for (const { definition, reason: why } of stoppedDefinitions) {
-      lines.push(
-        `${SIGN.bad} The calls of ${definition} to ${plain(name)} wait: ${plain(why)} When that is mended, \`personas-sync resume ${definition}\` lets them go.`,
-      );
-    }
-    if (droppedFields.length > 0) {
-      const fields = droppedFields.slice(0, 10).map(plain).join(', ');
-      lines.push(
-        `${SIGN.bad} ${plain(name)} leaves out these fields of what it is sent: ${fields}. Look at its field list.`,
-      );
-    }
-    if (!configured && waiting > 0) {
-      lines.push(
-        `${SIGN.note} ${countOf(waiting, 'call')} for ${plain(name)} at ${plain(host)}, which is no longer configured, would go on if it came back.`,
-      );
-    }
-    if (state === 'active' || !configured) continue;
-    const why = state === 'paused' ? 'is paused.' : `has stopped: ${plain(reason ?? '')}`;
-    lines.push(`${SIGN.bad} Destination ${plain(name)} ${why} \`personas-sync resume ${plain(name)}\` lets it go on.`);
-  }
-  const dead = destinations.reduce((sum, destination) => sum + destination.dead, 0);
-  if (dead > 0) lines.push(`${SIGN.bad} ${countOf(dead, 'refused call')}: \`personas-sync failed list\` shows them.`);
   const added = definitions.filter(({ state }) => state === 'new').length;
   if (added > 0)
     lines.push(
@@ -315,6 +157,6 @@ export async function status({ opened, output }: CommandContext, key: string | n
   );
   if (problem !== null)
     output.line(`${SIGN.bad} The changed configuration is not used:\n${problem.split('\n').map(plain).join('\n')}`);
-  for (const line of adviseOn(definitions, destinations)) output.line(line);
+  for (const line of [...adviseOn(definitions), ...adviseOnDestinations(destinations)]) output.line(line);
   return 0;
 }
