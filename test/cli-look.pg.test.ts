@@ -99,6 +99,16 @@ const statusJson = z.strictObject({
         })
         .nullable(),
       nextRun: date.nullable(),
+      realtime: z
+        .strictObject({
+          state: z.enum(['live', 'polled']),
+          because: z.string().nullable(),
+          waiting: z.int(),
+          parked: z.int(),
+          oldestSeconds: z.int().nullable(),
+          corrections: z.int().nullable(),
+        })
+        .nullable(),
     }),
   ),
   destinations: z.array(
@@ -144,6 +154,7 @@ const runsJson = z.strictObject({
       withoutIdentifier: z.int().nullable(),
       conflicting: z.int().nullable(),
       skippedValues: z.int().nullable(),
+      corrections: z.int().nullable(),
       startedAt: date,
       finishedAt: date.nullable(),
       error: z.string().nullable(),

@@ -96,16 +96,21 @@ async function pauseDefinition({ opened, output }: CommandContext, key: string):
 
 async function resumeDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
   const { id, state, heldRun } = await readDefinition(opened, key);
-  const resumed = await inTransaction(opened.databases.state.pool, async (client) => {
+  const { resumed, isJudged } = await inTransaction(opened.databases.state.pool, async (client) => {
     await client.query(
       `update definition set state = 'active', paused_because = null,
          due_at = case when due_at is null and cadence <> 'manual' then now() else due_at end
        where id = $1 and state = 'paused'`,
       [id],
     );
-    return resumeCalls(client, id);
+    // Whoever leads looks anew whether its changes can be followed.
+    const judged = await client.query(
+      `update definition set distrusted_at = null, evaluates = null where id = $1 and tracking = 'polled'`,
+      [id],
+    );
+    return { resumed: await resumeCalls(client, id), isJudged: judged.rowCount === 1 };
   });
-  output.object({ definition: key, state: 'active', changed: state === 'paused' || resumed > 0 });
+  output.object({ definition: key, state: 'active', changed: state === 'paused' || resumed > 0 || isJudged });
   const calls = resumed === 0 ? '' : ', and the calls that waited go on';
   const done = `${state === 'paused' ? 'is run again when it is due' : 'is not paused'}${calls}`;
   const next =
@@ -113,6 +118,11 @@ async function resumeDefinition({ opened, output }: CommandContext, key: string)
       ? `\`personas-sync sync ${key}\` runs it now.`
       : `Run ${heldRun} is held: \`personas-sync approve ${heldRun}\` or \`reject ${heldRun}\`.`;
   output.line(`${SIGN.good} ${key} ${done}. ${next}`);
+  if (isJudged) {
+    output.line(
+      `${SIGN.good} Whether its changes can be followed is looked at anew by the daemon; \`personas-sync status ${key}\` says what it has found.`,
+    );
+  }
 }
 
 async function pauseDestination({ opened, output }: CommandContext, name: string): Promise<void> {

@@ -23,6 +23,8 @@ interface RunRow {
   withoutIdentifier: number | null;
   conflicting: number | null;
   skippedValues: number | null;
+  /** What it found that following changes had missed; null: it can't tell. */
+  corrections: number | null;
   startedAt: Date;
   finishedAt: Date | null;
   error: string | null;
@@ -37,6 +39,7 @@ const COLUMNS = [
   { title: 'entered', align: 'right' },
   { title: 'exited', align: 'right' },
   { title: 'changed', align: 'right' },
+  { title: 'corrected', align: 'right' },
   { title: 'started', align: 'right' },
   { title: 'took', align: 'right' },
 ] as const;
@@ -48,7 +51,7 @@ function describeRun(row: RunRow, now: Date): string[] {
     definition,
     trigger,
     decision ?? outcome ?? 'running',
-    ...[row.members, row.entered, row.exited, row.changed].map(formatCount),
+    ...[row.members, row.entered, row.exited, row.changed, row.corrections].map(formatCount),
     formatMoment(startedAt, now),
     finishedAt === null ? '–' : formatDuration(finishedAt.getTime() - startedAt.getTime()),
   ];
@@ -68,7 +71,7 @@ export async function runs({ opened, output }: CommandContext, { key, limit }: R
   if (key !== null) refuseUnknown([key], await readKeys(opened), 'definition');
   const { rows } = await opened.databases.state.pool.query<RunRow & { now: Date }>(
     `select r.id, d.key as definition, r.trigger, r.outcome, r.decision, r.members, r.entered, r.exited, r.changed,
-       r.without_identifier as "withoutIdentifier", r.conflicting, r.skipped_values as "skippedValues",
+       r.without_identifier as "withoutIdentifier", r.conflicting, r.skipped_values as "skippedValues", r.corrections,
        r.started_at as "startedAt", r.finished_at as "finishedAt", r.error, now() as now
      from run as r join definition as d on d.id = r.definition_id
      where $1::text is null or d.key = $1 order by r.id desc limit $2`,

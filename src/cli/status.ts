@@ -6,6 +6,14 @@ import { readKeys, refuseUnknown } from './known.js';
 import type { Opened } from './open.js';
 import { countOf, formatCount, formatDuration, formatMoment, formatTable, plain, plainLines, SIGN } from './output.js';
 import { adviseOnDestinations, describeDestinations, describeLanes, readDestinations } from './status-destinations.js';
+import {
+  adviseOnRealtime,
+  describeRuns,
+  describeWaiting,
+  readRealtime,
+  type RealtimeOf,
+  type RealtimeStatus,
+} from './status-realtime.js';
 
 /** `status`: what is, from the tables: definitions and their runs, what waits, what was refused, who leads. */
 interface DefinitionStatus {
@@ -28,9 +36,11 @@ interface DefinitionStatus {
     error: string | null;
   } | null;
   nextRun: Date | null;
+  /** Null: it doesn't ask for real time. */
+  realtime: RealtimeStatus | null;
 }
 
-interface DefinitionRow extends Omit<DefinitionStatus, 'state' | 'lastRun' | 'nextRun'> {
+interface DefinitionRow extends Omit<DefinitionStatus, 'state' | 'lastRun' | 'nextRun' | 'realtime'> {
   state: DefinitionState;
   dueAt: Date | null;
   runId: number | null;
@@ -40,7 +50,11 @@ interface DefinitionRow extends Omit<DefinitionStatus, 'state' | 'lastRun' | 'ne
   error: string | null;
 }
 
-async function readDefinitions({ config, databases }: Opened, key: string | null): Promise<DefinitionStatus[]> {
+async function readDefinitions(
+  { config, databases }: Opened,
+  key: string | null,
+  realtime: ReadonlyMap<string, RealtimeOf>,
+): Promise<DefinitionStatus[]> {
   const { rows } = await databases.state.pool.query<DefinitionRow>(
     `select d.key, d.kind, d.cadence, d.state, d.members, d.due_at as "dueAt", held.id as "heldRun",
        coalesce(held.error, d.paused_because) as reason, last.id as "runId", last.trigger, last.outcome,
@@ -63,6 +77,7 @@ async function readDefinitions({ config, databases }: Opened, key: string | null
       state: row.heldRun === null ? row.state : 'held',
       lastRun: runId === null ? null : { id: runId, trigger, outcome, startedAt, error },
       nextRun: row.state === 'active' ? dueAt : null,
+      realtime: realtime.get(row.key)?.status ?? null,
     };
   });
   const known = new Set(rows.map((row) => row.key));
@@ -71,15 +86,15 @@ async function readDefinitions({ config, databases }: Opened, key: string | null
     .map((definition): DefinitionStatus => {
       const { key: name, kind, enabled } = definition;
       const nothing = { reason: null, heldRun: null, members: 0, backfill: null, lastRun: null, nextRun: null };
-      return { key: name, kind, cadence: '', state: enabled ? 'new' : 'disabled', ...nothing };
+      return { key: name, kind, cadence: '', state: enabled ? 'new' : 'disabled', ...nothing, realtime: null };
     });
   return [...registered, ...added];
 }
 
-function describeState({ state, backfill }: DefinitionStatus): string {
+function describeState({ state, backfill, realtime }: DefinitionStatus): string {
   const colour = state === 'active' ? pc.green : state === 'held' ? pc.red : pc.yellow;
   const sending = backfill === null ? '' : `, ${formatCount(backfill.done)} of ${formatCount(backfill.total)} queued`;
-  return `${colour(state)}${sending}`;
+  return `${colour(state)}${sending}${describeWaiting(realtime)}`;
 }
 
 function describeNext({ nextRun, cadence, state }: DefinitionStatus, now: Date): string {
@@ -101,7 +116,7 @@ function describeDefinitions(definitions: readonly DefinitionStatus[], now: Date
   const rows = definitions.map((each) => [
     each.key,
     each.kind,
-    each.cadence,
+    describeRuns(each.cadence, each.realtime),
     describeState(each),
     formatCount(each.members),
     formatMoment(each.lastRun?.startedAt ?? null, now),
@@ -112,9 +127,9 @@ function describeDefinitions(definitions: readonly DefinitionStatus[], now: Date
 }
 
 /** What a person should know or do, a line each. */
-function adviseOn(definitions: readonly DefinitionStatus[]): string[] {
+function adviseOn(definitions: readonly DefinitionStatus[], realtime: ReadonlyMap<string, RealtimeOf>): string[] {
   const lines: string[] = [];
-  for (const { key, state, reason, heldRun, lastRun } of definitions) {
+  for (const { key, cadence, state, reason, heldRun, lastRun } of definitions) {
     if (heldRun !== null) {
       lines.push(
         `${SIGN.bad} ${key}: ${plain(reason ?? '')} \`personas-sync plan ${key}\` shows it; then \`approve ${heldRun}\` or \`reject ${heldRun}\`.`,
@@ -122,6 +137,8 @@ function adviseOn(definitions: readonly DefinitionStatus[]): string[] {
     } else if (state === 'paused') {
       lines.push(`${SIGN.note} ${key} is paused. ${plain(reason ?? '')} \`personas-sync resume ${key}\` ends that.`);
     } else if (lastRun?.outcome === 'failed') lines.push(`${SIGN.bad} ${key}: ${plainLines(lastRun.error ?? '')}`);
+    const followed = realtime.get(key);
+    if (followed !== undefined) lines.push(...adviseOnRealtime(key, cadence, followed));
   }
   const added = definitions.filter(({ state }) => state === 'new').length;
   if (added > 0)
@@ -134,7 +151,8 @@ function adviseOn(definitions: readonly DefinitionStatus[]): string[] {
 export async function status({ opened, output }: CommandContext, key: string | null): Promise<number> {
   const { pool } = opened.databases.state;
   if (key !== null) refuseUnknown([key], await readKeys(opened), 'definition');
-  const definitions = await readDefinitions(opened, key);
+  const realtime = await readRealtime(pool);
+  const definitions = await readDefinitions(opened, key, realtime);
   const found = await findLeader(pool);
   const destinations = await readDestinations(opened, key, found !== null);
   const leader = found === null ? null : { host: found.host, pid: found.pid, since: found.since };
@@ -157,6 +175,6 @@ export async function status({ opened, output }: CommandContext, key: string | n
   );
   if (problem !== null)
     output.line(`${SIGN.bad} The changed configuration is not used:\n${problem.split('\n').map(plain).join('\n')}`);
-  for (const line of [...adviseOn(definitions), ...adviseOnDestinations(destinations)]) output.line(line);
+  for (const line of [...adviseOn(definitions, realtime), ...adviseOnDestinations(destinations)]) output.line(line);
   return 0;
 }

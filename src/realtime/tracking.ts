@@ -115,6 +115,8 @@ export function createTracking({ context, leader, installation, log }: TrackingO
         const { key } = definition;
         const row = rows.get(key);
         const evaluates = plan.evaluates.get(key);
+        // New, or a person has resumed it: what was found before may have been mended.
+        if (row?.evaluates === null) judged.delete(key);
         if (row === undefined || evaluates === undefined || against.has(key)) continue;
         const isAsBefore = row.evaluates === evaluates;
         if (row.distrusted && isAsBefore && !isMissed(key))
@@ -139,8 +141,13 @@ export function createTracking({ context, leader, installation, log }: TrackingO
           if (!asking.includes(definition)) await follow(client, row, { tracking: 'none' });
           else {
             const because = against.get(definition.key);
-            const evaluates = plan.evaluates.get(definition.key) ?? '';
-            if (because !== undefined) await follow(client, row, { tracking: 'polled', because, evaluates });
+            const evaluates = plan.evaluates.get(definition.key);
+            if (because !== undefined || evaluates === undefined)
+              await follow(client, row, {
+                tracking: 'polled',
+                because: because ?? 'It is not known how to follow it.',
+                evaluates: evaluates ?? row.evaluates,
+              });
             else {
               await follow(client, row, { tracking: 'live', evaluates, isMissed: isMissed(definition.key) });
             }
@@ -216,7 +223,7 @@ export async function giveUp(pool: Pick<Client, 'query'>, keys: readonly string[
 
 type Next =
   | { tracking: 'none' }
-  | { tracking: 'polled'; because: string; evaluates: string }
+  | { tracking: 'polled'; because: string; evaluates: string | null }
   | { tracking: 'live'; evaluates: string; isMissed: boolean };
 
 const FULL = `full_wanted = nextval('version'), due_at = least(due_at, clock_timestamp())`;
@@ -233,19 +240,23 @@ async function follow(client: Client, row: Row, next: Next): Promise<void> {
     return;
   }
   if (next.tracking === 'polled' && row.tracking === 'polled') {
-    if (row.polled_because !== next.because)
-      await client.query(`update definition set polled_because = $2 where id = $1 and tracking = 'polled'`, [
-        row.id,
-        next.because,
-      ]);
+    const { because, evaluates } = next;
+    if (row.polled_because !== because || row.evaluates !== evaluates)
+      await client.query(
+        `update definition set polled_because = $2, evaluates = $3,
+           -- What was given up was another way to evaluate it.
+           distrusted_at = case when evaluates is distinct from $3 then null else distrusted_at end
+         where id = $1 and tracking = 'polled'`,
+        [row.id, because, evaluates],
+      );
     return;
   }
   if (row.tracking === next.tracking) return;
-  const because = next.tracking === 'polled' ? next.because : null;
+  const { because, evaluates } = next.tracking === 'polled' ? next : { because: null, evaluates: row.evaluates };
   await client.query(
-    `update definition set tracking = $2, polled_because = $3, stuck_because = null,
+    `update definition set tracking = $2, polled_because = $3, stuck_because = null, evaluates = $4,
        due_at = case when tracking = 'live' and state = 'active' and due_at is not null then clock_timestamp() else due_at end
      where id = $1`,
-    [row.id, next.tracking, because],
+    [row.id, next.tracking, because, evaluates],
   );
 }

@@ -117,7 +117,7 @@ export async function finishRun(client: Queryable, { id }: RunRecord, finish: Fi
 }
 
 const missed = (run: number, corrections: number): string =>
-  `Run ${run} compared everybody and had to correct ${corrections === 1 ? 'one recipient' : `${corrections} recipients`}: following changes has missed something. \`personas-sync resume\` has it followed again.`;
+  `Run ${run} compared everybody and had to correct ${corrections === 1 ? 'one recipient' : `${corrections} recipients`}: following changes has missed something.`;
 
 export interface HeldRun {
   id: number;
