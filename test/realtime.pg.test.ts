@@ -95,4 +95,13 @@ describe('real time', () => {
     await site.harness.sql('delete from orders where customer_id = 9');
     expect(await eventsOf(site, 'u9@x.de', 2)).toEqual(['Audience Entered', 'Audience Exited']);
   });
+
+  it('follows people by userIds that are made from their ids, by the index on the id', async () => {
+    const site = await open({
+      tables: `${TABLES}
+        insert into people select n, null, 'u' || n || '@x.de' from generate_series(21, 20000) as n; analyze`,
+      profiles: { sql: 'SELECT id AS profile_id, id::text AS user_id, email FROM people', changes: { people: 'id' } },
+    });
+    await isLive(site);
+  });
 });

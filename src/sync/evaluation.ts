@@ -1,5 +1,5 @@
 import type { Definition } from '../core/definition.js';
-import type { Client } from '../db/connect.js';
+import { withClient, type Client } from '../db/connect.js';
 import { hashDefinition } from './close.js';
 import {
   comparisonOf,
@@ -12,6 +12,7 @@ import {
 import { KEPT_DELTA_TABLE } from './delta.js';
 import { isUserIdProfileId } from './people.js';
 import { evaluateStatement, evaluateSteps, NOW, type Evaluated, type Steps } from './some.js';
+import type { Moments } from './shape.js';
 import type { Inputs } from './statement.js';
 
 /**
@@ -68,6 +69,15 @@ export async function openBatchSession(
   return { client, source, context, plans: new Map(), prepared: 0 };
 }
 
+/** What is known of a definition before some of its profiles can be compared. */
+export async function prepareSome(context: CompareContext, definition: Definition, moments: Moments): Promise<Inputs> {
+  const inputs = await prepareInputs(context, definition, moments);
+  const userIdIsProfileId = await withClient(context.databases.source, (client) =>
+    isUserIdProfileId(client, inputs.people, inputs.moments),
+  );
+  return { ...inputs, people: { ...inputs.people, userIdIsProfileId } };
+}
+
 export async function planOf(session: BatchSession, definition: Definition, row: DefinitionRow): Promise<Plan> {
   const known = session.plans.get(definition.key);
   if (known?.definition === definition && known.uses < PLAN_USES && performance.now() - known.madeAt < PLAN_LASTS_MS) {
@@ -75,18 +85,10 @@ export async function planOf(session: BatchSession, definition: Definition, row:
     return known;
   }
   const { databases, config } = session.context;
-  const described = await prepareInputs(session.context, definition, momentsAt('now', definition));
+  const described = await prepareSome(session.context, definition, momentsAt('now', definition));
   refuseTypeChange(definition, row, described.shape);
-  const source = await databases.source.connect();
-  let userIdIsProfileId: boolean;
-  try {
-    userIdIsProfileId = await isUserIdProfileId(source, described.people, described.moments);
-  } finally {
-    source.release();
-  }
   const inputs: Inputs = {
     ...described,
-    people: { ...described.people, userIdIsProfileId },
     moments: { ...described.moments, now: `(${databases.same ? NOW : '$3::timestamptz'})` },
   };
   const comparison = comparisonOf(databases, row, inputs);

@@ -3,11 +3,13 @@ import { describeMachine, formatFigures, type Figure, type Report } from './figu
 import { startServer } from './server.js';
 
 /**
- * `npm run bench -- [compute] [memory] [start] [delivery] [full] [--members N] [--seconds N]`: measures what the project
- * promises, prints a table and ends with 1 where a bound is broken. Without names: all but `full`, which takes many
- * minutes and ten million members. `--seconds` is how long each lane is held at its quota.
+ * `npm run bench -- [compute] [memory] [start] [delivery] [latency] [load] [writer] [full] [--members N] [--seconds N]`:
+ * measures what the project promises, prints a table and ends with 1 where a bound is broken. Without names: all but
+ * `full`, which takes many minutes and ten million members. `realtime` stands for `latency`, `load` and `writer`.
+ * `--seconds` is how long each lane is held at its quota, and single changes are made.
  */
-const PARTS = ['compute', 'memory', 'start', 'delivery', 'full'] as const;
+const REAL_TIME = ['latency', 'load', 'writer'] as const;
+const PARTS = ['compute', 'memory', 'start', 'delivery', ...REAL_TIME, 'full'] as const;
 type Part = (typeof PARTS)[number];
 
 const { values, positionals } = parseArgs({
@@ -19,11 +21,13 @@ const { values, positionals } = parseArgs({
 });
 const members = Number(values.members);
 if (!Number.isSafeInteger(members) || members < 1_000) throw new Error('--members takes a number from 1000.');
-const pacingSeconds = Number(values.seconds);
-if (!Number.isSafeInteger(pacingSeconds) || pacingSeconds < 5) throw new Error('--seconds takes a number from 5.');
-const unknown = positionals.filter((name) => !(PARTS as readonly string[]).includes(name));
-if (unknown.length > 0) throw new Error(`There is no part ${unknown.join(', ')}; there are ${PARTS.join(', ')}.`);
-const wanted = (part: Part): boolean => (positionals.length === 0 ? part !== 'full' : positionals.includes(part));
+const forSeconds = Number(values.seconds);
+if (!Number.isSafeInteger(forSeconds) || forSeconds < 5) throw new Error('--seconds takes a number from 5.');
+const named = positionals.flatMap((name) => (name === 'realtime' ? REAL_TIME : [name]));
+const unknown = named.filter((name) => !(PARTS as readonly string[]).includes(name));
+if (unknown.length > 0)
+  throw new Error(`There is no part ${unknown.join(', ')}; there are ${[...PARTS, 'realtime'].join(', ')}.`);
+const wanted = (part: Part): boolean => (named.length === 0 ? part !== 'full' : named.includes(part));
 
 const figures: Figure[] = [];
 const report: Report = {
@@ -35,15 +39,20 @@ const report: Report = {
 };
 
 let postgres: string | null = null;
-if (wanted('compute') || wanted('memory') || wanted('delivery') || wanted('full')) {
+if (PARTS.some((part) => part !== 'start' && wanted(part))) {
   const server = await startServer();
   postgres = server.version;
   try {
     if (wanted('compute')) await (await import('./compute.js')).measureCompute(server, members, report);
     if (wanted('memory')) await (await import('./memory.js')).measureMemory(server, members, report);
     if (wanted('delivery')) {
-      await (await import('./deliver.js')).measureDelivery(server, { members, pacingSeconds }, report);
+      await (await import('./deliver.js')).measureDelivery(server, { members, pacingSeconds: forSeconds }, report);
     }
+    if (wanted('latency')) {
+      await (await import('./realtime.js')).measureLatencies(server, { members, forSeconds }, report);
+    }
+    if (wanted('load')) await (await import('./realtime.js')).measureLoads(server, forSeconds, report);
+    if (wanted('writer')) await (await import('./writer.js')).measureWriters(server, report);
     if (wanted('full')) await (await import('./full.js')).measureFull(server, report);
   } finally {
     await server.stop();
