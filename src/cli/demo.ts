@@ -9,6 +9,7 @@ import { until } from '../lib/until.js';
 import { act, watchDelivery } from './act.js';
 import { openResources, type Opened } from './open.js';
 import { createOutput, formatCount, formatDuration, formatTable, plain, type Output } from './output.js';
+import { captureOwn } from './realtime.js';
 import { startProgress } from './progress.js';
 
 /**
@@ -68,19 +69,66 @@ async function firstSync(opened: Opened, output: Output, signal: AbortSignal): P
   return most;
 }
 
-async function trading(opened: Opened, output: Output, seconds: number, signal: AbortSignal): Promise<number> {
+/** How long Iterable may take to know of an order before nobody waits for it any more. */
+const PATIENCE_MS = 2_000;
+
+/** Places an order that makes somebody a big spender; returns how long after its commit Iterable knew, null: not yet. */
+async function timeOrder(
+  { databases }: Opened,
+  simulator: Simulator,
+): Promise<{ account: string; ms: number | null } | null> {
+  const { placeLargeOrder } = await import('../demo/shop.js');
+  const account = await placeLargeOrder(databases.source);
+  const committed = performance.now();
+  if (account === null) return null;
+  for (;;) {
+    const ms = performance.now() - committed;
+    if (simulator.user(account)?.fields['big_spenders'] === 'true') return { account, ms };
+    if (ms > PATIENCE_MS) return { account, ms: null };
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+}
+
+interface Traded {
+  deals: number;
+  /** From the commit of an order to Iterable, in milliseconds. */
+  took: readonly number[];
+}
+
+async function trading(
+  opened: Opened,
+  output: Output,
+  simulator: Simulator,
+  seconds: number,
+  signal: AbortSignal,
+): Promise<Traded> {
   const { trade } = await import('../demo/shop.js');
   // A signal of `AbortSignal.timeout` that only `AbortSignal.any` knows can be collected before it fires (Node 20).
   const over = new AbortController();
   void until(seconds * 1_000, signal).then(() => over.abort());
-  const deals = trade(opened.databases.source, { signal: over.signal, pauseMs: 60 });
+  const trading = trade(opened.databases.source, { signal: over.signal, pauseMs: 60 });
   let since = new Date().toISOString();
-  while (!over.signal.aborted) {
-    await new Promise((resolve) => setTimeout(resolve, 1_000));
-    since = await showMoves(opened, output, since);
+  const took: number[] = [];
+  try {
+    while (!over.signal.aborted) {
+      await new Promise((resolve) => setTimeout(resolve, 1_000));
+      since = await showMoves(opened, output, since);
+      const order = await timeOrder(opened, simulator);
+      if (order?.ms === undefined || order.ms === null) continue;
+      took.push(order.ms);
+      output.line(
+        `  ${pc.cyan('ordered')} ${plain(order.account).padEnd(30)} Iterable knew ${Math.ceil(order.ms)} ms after the commit`,
+      );
+    }
+  } finally {
+    over.abort();
+    await trading;
   }
-  return deals;
+  return { deals: await trading, took };
 }
+
+const medianOf = (values: readonly number[]): number | null =>
+  [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? null;
 
 async function compare(opened: Opened, output: Output, simulator: Simulator): Promise<number> {
   const { compareWithTruth } = await import('../demo/truth.js');
@@ -131,12 +179,18 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
     output.line(
       `A shop with ${formatCount(options.customers)} customers in the embedded PostgreSQL, and the Iterable simulator beside it: nothing leaves this machine.`,
     );
+    await captureOwn(opened, controller.signal);
     const lease = await tryLead(opened.databases.state.pool);
     if (lease === null) throw new Error('A database that has just been made has a leader.');
     leadership = await lead(opened, lease, { scheduled: true, delivers: true, confirmRemovals: false });
     await firstSync(opened, output, controller.signal);
-    output.line(`The shop trades for ${options.seconds} s; its definitions are computed every 5 s:`);
-    const deals = await trading(opened, output, options.seconds, controller.signal);
+    const [simulator] = simulators;
+    if (simulator === undefined) throw new Error('The simulator has not been started.');
+    output.line(`The shop trades for ${options.seconds} s; what depends on its tables alone follows each commit:`);
+    const { deals, took } = await trading(opened, output, simulator, options.seconds, controller.signal);
+    const median = medianOf(took);
+    if (median !== null)
+      output.line(`From the commit of an order to Iterable: ${Math.ceil(median)} ms, the median of ${took.length}.`);
     output.line(`${formatCount(deals)} deals were made. One last sync, and the comparison with the truth:`);
     await act(opened, {
       kind: 'sync',
@@ -147,8 +201,6 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
         await watchDelivery(opened, acted, controller.signal, () => undefined);
       },
     });
-    const [simulator] = simulators;
-    if (simulator === undefined) throw new Error('The simulator has not been started.');
     const differing = await compare(opened, output, simulator);
     output.line();
     output.line(

@@ -84,6 +84,13 @@ export async function installTriggers(
   return refused ? EXIT_OPERATOR : 0;
 }
 
+/** Makes the triggers in the embedded database, which is the program's own: nobody has to be asked. */
+export async function captureOwn(opened: Opened, signal: AbortSignal): Promise<void> {
+  const installation = await readInstallation(opened);
+  const onDone = (): void => undefined;
+  await install(opened.databases.source, await readPlan(opened), { installation, notify: true, onDone, signal });
+}
+
 /** Takes everything out of the source. What another state consumes only goes with a yes. */
 export async function uninstallTriggers(context: CommandContext, { yes }: { yes: boolean }): Promise<number> {
   const { opened, output, signal } = context;

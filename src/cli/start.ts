@@ -139,6 +139,10 @@ export async function start(context: CommandContext): Promise<number> {
   });
   for (const { key, cadence, enabled } of config.definitions)
     log.debug(`"${key}" runs ${enabled ? describeCadence(cadence) : 'not: it is disabled'}.`);
+  if (opened.embedded) {
+    const { captureOwn } = await import('./realtime.js');
+    await captureOwn(opened, signal);
+  }
   let stopReport: () => void = () => undefined;
   let leadership: Leadership | null = null;
   const server = await serve(context, () => leadership);

@@ -51,9 +51,9 @@ const TABLES = `
 /** What is quicker after the rows than before them. */
 const INDEXES = `
   create unique index on customers (account_id);
-  create index on customers (email);
+  create index on customers (lower(btrim(email)));
   alter table customer_emails add primary key (customer_id, email);
-  create index on customer_emails (email);
+  create index on customer_emails (lower(btrim(email)));
   create index on orders (customer_id);
   create index on orders (placed_at);
   create index on events (customer_id, occurred_at);
@@ -222,6 +222,22 @@ function placeOrder(pool: Pool, customerId: string): Promise<unknown> {
      from placed`,
     [customerId, total.toFixed(2)],
   );
+}
+
+/**
+ * Somebody with an account, whom their next order makes a big spender, places it: returns their account once it has
+ * committed, null where there is nobody.
+ */
+export async function placeLargeOrder(pool: Pool): Promise<string | null> {
+  const { rows } = await pool.query<{ account: string }>(
+    `insert into orders (customer_id, total, status, placed_at)
+     select id, 600, 'completed', now() from customers
+     where account_id is not null and 500 >= (
+       select coalesce(sum(total), 0) from orders where customer_id = customers.id and status = 'completed')
+     order by random() limit 1
+     returning (select account_id from customers where id = customer_id) as account`,
+  );
+  return rows[0]?.account ?? null;
 }
 
 function lookAround(pool: Pool, customerId: string): Promise<unknown> {

@@ -252,7 +252,7 @@ async function besideFullRuns<T>({ database }: Bench, work: () => Promise<T>): P
       await client.query(
         `update personas.definition set full_wanted = nextval('personas.version'), due_at = now() where key = 'regulars'`,
       );
-      while (!over.signal.aborted && !(await isDone())) await wait(100);
+      while (!(await isDone())) await wait(100);
     }
   };
   const running = keepRunning();
