@@ -44,11 +44,19 @@ export interface Resources {
   log: Logger;
 }
 
+/** Runs of a definition that have ended in the same way; `corrections` is what they found that real time had missed. */
+interface Ended {
+  definition: string;
+  outcome: string;
+  count: number;
+  corrections: number;
+}
+
 export interface Leadership {
   leader: string;
   deliveries: Deliveries['all'];
   /** Runs that have ended since it leads, by definition and outcome. */
-  runs: () => readonly { definition: string; outcome: string; count: number }[];
+  runs: () => readonly Ended[];
   /** Resolves when another may lead. */
   lost: Promise<void>;
   /** Takes nothing new, finishes what is under way, gives the lease back. */
@@ -133,7 +141,7 @@ export async function lead(
     bulkAgoMs: lease.bulkAgoMs,
     log,
   });
-  const runs = new Map<string, { definition: string; outcome: string; count: number }>();
+  const runs = new Map<string, Ended>();
   const hostOf = (name: string): string => {
     const destination = config.destinations.find((each) => each.name === name);
     if (destination === undefined) throw new Error(`There is no destination ${name}.`);
@@ -229,7 +237,15 @@ export async function lead(
         deliveries.nudge();
         const { outcome, error, counts, cause } = result;
         const ended = `${definition.key} ${outcome}`;
-        runs.set(ended, { definition: definition.key, outcome, count: (runs.get(ended)?.count ?? 0) + 1 });
+        const { count, corrections } = runs.get(ended) ?? { count: 0, corrections: 0 };
+        const corrected = result.corrections ?? 0;
+        runs.set(ended, {
+          definition: definition.key,
+          outcome,
+          count: count + 1,
+          corrections: corrections + corrected,
+        });
+        if (corrected > 0) log.warn(`Following the changes of "${definition.key}" has missed some`, { corrected });
         // A command that leads for itself shows its runs itself.
         if (!scheduled && cause === null) return;
         const facts = {

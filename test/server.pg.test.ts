@@ -228,6 +228,50 @@ describe('start', () => {
     expect(await ask(`${url}/healthz`)).toMatchObject({ status: 200 });
   });
 
+  it('gives Prometheus what real time does, and what waits for it', async () => {
+    const profiles = {
+      sql: 'SELECT id AS profile_id, user_id, email FROM people',
+      key: 'hybrid',
+      changes: { people: 'id' },
+    };
+    await begin({ port: 0 }, { profiles, audiences: [{ ...VIP, changes: { people: 'id' } }] });
+    expect((await site.run('realtime', 'install')).code).toBe(0);
+    const { url } = await serve();
+    const definition = 'vip';
+    /** By name, those of the definition that is followed and those without labels; undefined where there is none. */
+    const read = async (): Promise<Record<string, number>> => {
+      const { samples } = parseMetrics((await ask(`${url}/metrics`)).text);
+      const own = samples.filter(({ labels }) => (labels['definition'] ?? definition) === definition);
+      return Object.fromEntries(own.map(({ name, value }) => [name.replace('personas_', ''), value]));
+    };
+    await expect.poll(read, SOON).toMatchObject({
+      realtime_live: 1,
+      due_profiles: 0,
+      due_parked: 0,
+      realtime_lag_seconds: 0,
+      captured_waiting: 0,
+    });
+    await expect.poll(isSynced, SOON).toBe(true);
+    // Somebody who is missing though nothing has changed.
+    await site.sql(`delete from personas.snapshot where recipient = 'u:customer-2'`);
+    await site.sql(`update personas.definition set due_at = now() where key = 'vip'`);
+    await expect.poll(read, SOON).toMatchObject({ reconcile_corrections_total: 1, realtime_live: 0 });
+
+    expect((await site.run('resume', 'vip')).code).toBe(0);
+    await expect.poll(read, SOON).toMatchObject({ realtime_live: 1 });
+    expect((await site.run('pause', 'vip')).code).toBe(0);
+    await site.sql('update people set vip = not vip where id <= 3');
+    await expect.poll(async () => (await read())['due_profiles'], SOON).toBe(3);
+    expect((await read())['realtime_lag_seconds']).toBeGreaterThan(0);
+
+    // As if another state had taken the source over: nobody here takes what is captured.
+    await site.sql('update personas_capture.listener set installation = gen_random_uuid()');
+    await site.sql('update people set vip = not vip where id <= 3');
+    await expect.poll(read, SOON).toMatchObject({ captured_waiting: 1, realtime_live: 0 });
+    await site.sql('drop schema personas_capture cascade');
+    await expect.poll(read, SOON).not.toHaveProperty('captured_waiting');
+  });
+
   it('stops though somebody is still connected to what it serves', async () => {
     await begin({ port: 0 });
     const { url, program } = await serve();

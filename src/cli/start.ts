@@ -114,7 +114,7 @@ async function serve({ opened }: CommandContext, current: () => Leadership | nul
         return text(200, current() === null ? 'standing by' : 'leading');
       },
       '/metrics': createMetrics(
-        pool,
+        { state: pool, source: databases.source },
         {
           leading: () => current() !== null,
           lanes,

@@ -14,7 +14,7 @@ export interface Observed {
   /** Lanes by destination; those of a leader alone. */
   lanes: () => readonly { destination: string; lane: LaneFigures }[];
   /** Runs that have ended since this instance leads. */
-  runs: () => readonly { definition: string; outcome: string; count: number }[];
+  runs: () => readonly { definition: string; outcome: string; count: number; corrections: number }[];
 }
 
 interface DestinationRow {
@@ -33,11 +33,66 @@ interface DefinitionRow {
   held: number;
 }
 
+/** A definition that asks for real time. */
+interface RealtimeRow {
+  definition: string;
+  live: number;
+  due: number;
+  parked: number;
+  lag_ms: number;
+}
+
+/** More captured rows than these aren't counted. */
+const CAPTURED_AT_MOST = 1_000_000;
+
 /** Counting what waits takes a second for some millions, so that it is done this often at most. */
 const READ_AT_MOST_EVERY_MS = 5_000;
 const READ_WITHIN_MS = 2_000;
 
-export function createMetrics(pool: Queryable, { leading, lanes, runs }: Observed, log: Logger): () => Promise<Page> {
+/** Rows that wait in the source to be moved; null: nothing is captured there, or not for this role. */
+async function countCaptured(source: Queryable): Promise<number | null> {
+  const { rows } = await source.query<{ there: boolean }>(
+    `select exists (select from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+       where n.nspname = 'personas_capture' and c.relname = 'capture'
+         and has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT')) as there`,
+  );
+  if (rows[0]?.there !== true) return null;
+  const counted = await source.query<{ captured: number }>(
+    `select count(*)::int4 as captured from (select from personas_capture.capture limit ${CAPTURED_AT_MOST}) as c`,
+  );
+  return counted.rows[0]?.captured ?? 0;
+}
+
+/**
+ * Has `read` done again when it was done some seconds ago, and says whether it could be done in time: what is known
+ * without it is told all the same.
+ */
+function keepFresh(what: string, log: Logger, read: () => Promise<void>): () => Promise<boolean> {
+  let readAt = -Infinity;
+  let reading: Promise<void> | null = null;
+  const readOnce = async (): Promise<void> => {
+    await read();
+    readAt = performance.now();
+  };
+  return async () => {
+    if (performance.now() - readAt < READ_AT_MOST_EVERY_MS) return true;
+    reading ??= readOnce().finally(() => {
+      reading = null;
+    });
+    try {
+      return (await within(READ_WITHIN_MS, reading)) !== null;
+    } catch (error) {
+      log.failure(`The metrics of ${what} cannot be read`, error);
+      return false;
+    }
+  };
+}
+
+export function createMetrics(
+  { state: pool, source }: { state: Queryable; source: Queryable },
+  { leading, lanes, runs }: Observed,
+  log: Logger,
+): () => Promise<Page> {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const registers = [registry];
@@ -65,9 +120,17 @@ export function createMetrics(pool: Queryable, { leading, lanes, runs }: Observe
   const members = gauge('definition_members', 'Members as of the last sync.', ['definition']);
   const success = gauge('definition_last_success_timestamp_seconds', 'When the last run succeeded.', ['definition']);
   const held = gauge('definition_held', 'Whether a run waits for a person.', ['definition']);
+  const corrections = counter(
+    'reconcile_corrections',
+    'What comparing everybody has found to be missed by following changes, while this instance leads.',
+    ['definition'],
+  );
+  const live = gauge('realtime_live', 'Whether changes are followed (1) or it is polled instead (0).', ['definition']);
+  const due = gauge('due_profiles', 'Profiles that have changed and wait to be evaluated.', ['definition']);
+  const parked = gauge('due_parked', 'Profiles whose evaluation fails, which wait apart.', ['definition']);
+  const lag = gauge('realtime_lag_seconds', 'How long the oldest of those that wait has waited.', ['definition']);
+  const captured = gauge('captured_waiting', 'Captured rows in the source that wait to be moved to the state.');
 
-  let readAt = -Infinity;
-  let reading: Promise<void> | null = null;
   const readTables = async (): Promise<void> => {
     const destinations = await pool.query<DestinationRow>(
       `select t.name as destination, max((t.state = 'stopped')::int4) as stopped, coalesce(sum(w.waiting), 0)::int8 as waiting,
@@ -100,26 +163,34 @@ export function createMetrics(pool: Queryable, { leading, lanes, runs }: Observe
       if (row.succeeded !== null) success.set({ definition }, row.succeeded);
       held.set({ definition }, row.held);
     }
-    readAt = performance.now();
-  };
-
-  /** Whether the tables could be read in time; what is known without them is told all the same. */
-  const isRead = async (): Promise<boolean> => {
-    if (performance.now() - readAt < READ_AT_MOST_EVERY_MS) return true;
-    reading ??= readTables().finally(() => {
-      reading = null;
-    });
-    try {
-      return (await within(READ_WITHIN_MS, reading)) !== null;
-    } catch (error) {
-      log.failure('The metrics of the tables cannot be read', error);
-      return false;
+    const followed = await pool.query<RealtimeRow>(
+      `select d.key as definition, (d.tracking = 'live')::int4 as live, w.due, w.parked, coalesce(w.lag_ms, 0)::int8 as lag_ms
+       from definition as d cross join lateral (
+         select count(distinct profile_id) filter (where parked_at is null) as due,
+           count(distinct profile_id) filter (where parked_at is not null) as parked,
+           1000 * extract(epoch from clock_timestamp() - min(at) filter (where parked_at is null)) as lag_ms
+         from due where due.definition_id = d.id) as w
+       where d.tracking <> 'none' and d.state <> 'archived'`,
+    );
+    for (const each of [live, due, parked, lag]) each.reset();
+    for (const { definition, ...row } of followed.rows) {
+      live.set({ definition }, row.live);
+      due.set({ definition }, row.due);
+      parked.set({ definition }, row.parked);
+      lag.set({ definition }, row.lag_ms / 1000);
     }
   };
+  const isRead = keepFresh('the tables', log, readTables);
+  /** Missing where nothing is captured, or the source is out of reach. */
+  const isCounted = keepFresh('the source', log, async () => {
+    captured.remove();
+    const count = await countCaptured(source);
+    if (count !== null) captured.set(count);
+  });
 
   return async () => {
     isLeading.set(leading() ? 1 : 0);
-    for (const each of [quota, allowed, requests, throttled, calls, ended]) each.reset();
+    for (const each of [quota, allowed, requests, throttled, calls, ended, corrections]) each.reset();
     for (const { destination, lane } of lanes()) {
       const labels = { destination, lane: lane.name };
       quota.set(labels, lane.quota);
@@ -128,8 +199,12 @@ export function createMetrics(pool: Queryable, { leading, lanes, runs }: Observe
       throttled.inc(labels, lane.throttled);
       calls.inc(labels, lane.calls);
     }
-    for (const { definition, outcome, count } of runs()) ended.inc({ definition, outcome }, count);
-    databaseUp.set((await isRead()) ? 1 : 0);
+    for (const { definition, outcome, count, corrections: corrected } of runs()) {
+      ended.inc({ definition, outcome }, count);
+      corrections.inc({ definition }, corrected);
+    }
+    const [isUp] = await Promise.all([isRead(), isCounted()]);
+    databaseUp.set(isUp ? 1 : 0);
     return { status: 200, contentType: 'text/plain; version=0.0.4', body: await registry.metrics() };
   };
 }
