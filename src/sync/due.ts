@@ -122,10 +122,20 @@ export async function leaveOut(session: Client, definitionId: number): Promise<b
   return isComplete;
 }
 
-/** Recipients that a comparison found to be other than what following changes has left: it must find none. */
-export async function countCorrections(session: Client): Promise<number> {
+/**
+ * Recipients that a comparison found to be other than what following changes has left: it must find none. Null where it
+ * can't tell: everybody came to be wanted since `start`, as by a TRUNCATE, so what it found may be what that is about.
+ */
+export async function countCorrections(
+  session: Client,
+  definitionId: number,
+  { fullWanted, isReconcile }: Start,
+): Promise<number | null> {
+  if (!isReconcile) return null;
   const { rows } = await session.query<{ corrections: string }>(
-    `select count(*) as corrections from pg_temp.delta where op in ('e', 'x', 'c', 't', 'k')`,
+    `select (select count(*) from pg_temp.delta where op in ('e', 'x', 'c', 't', 'k')) as corrections
+     from definition where id = $1 and full_wanted = $2 and tracking = 'live'`,
+    [definitionId, fullWanted],
   );
-  return Number(rows[0]?.corrections);
+  return rows[0] === undefined ? null : Number(rows[0].corrections);
 }

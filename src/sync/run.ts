@@ -270,7 +270,7 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
     const row = { ...run.row, members: await readMembers(session, run.row.id) };
     const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id));
     const counts = await countChanges(session, inputs, row);
-    const corrections = run.start?.isReconcile === true && isComplete ? await countCorrections(session) : null;
+    const corrections = run.start !== null && isComplete ? await countCorrections(session, row.id, run.start) : null;
     refuseConflicts(definition, counts);
     const verdict =
       row.live && !row.first
