@@ -126,7 +126,7 @@ export async function lead(
     config,
     leader: lease.holder,
     signal: stopping.signal,
-    moveCaptured: async () => realTime?.moveCaptured(),
+    moveCaptured: async () => (await realTime?.moveCaptured()) ?? false,
   };
   const stops: (() => Promise<void>)[] = [];
   const quiet = createQuiet(lease.quietForMs);

@@ -18,8 +18,8 @@ import { openWorker } from './worker.js';
 export interface RealTime {
   /** Looks at a changed configuration before anything runs by it. */
   configure: () => Promise<void>;
-  /** Resolves when all that has been captured by now is due. */
-  moveCaptured: () => Promise<void>;
+  /** Resolves when all that has been captured by now is due: true, or false where it isn't known what is captured. */
+  moveCaptured: () => Promise<boolean>;
   /** Evaluates what is due of a definition; false where some of it stays. */
   drain: (key: string) => Promise<boolean>;
   stop: () => Promise<void>;
@@ -135,7 +135,11 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
   return {
     configure: lookAndSay,
     moveCaptured: async () => {
-      await mover?.running.moveAll();
+      // The source was out of reach when it was looked at; now it may not be.
+      if (mover === null) await lookAndSay();
+      const current = mover;
+      await current?.running.moveAll();
+      return current !== null;
     },
     drain: (key) => evaluator.drain(key),
     stop: async () => {

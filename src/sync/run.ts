@@ -73,8 +73,11 @@ export interface RunResult {
 export interface RunContext extends CompareContext {
   /** Who leads; written with each run. */
   leader: string;
-  /** Moves all that was captured in the source so far to where it is evaluated; left out where nothing is captured. */
-  moveCaptured?: () => Promise<void>;
+  /**
+   * Moves all that was captured in the source so far to where it is evaluated; false where that isn't known to be all. Left
+   * out where nothing is captured.
+   */
+  moveCaptured?: () => Promise<boolean>;
 }
 
 /** What one run carries along. */
@@ -261,14 +264,14 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return null;
     }
-    if (run.start !== null) await context.moveCaptured?.();
+    const isMoved = run.start !== null && ((await context.moveCaptured?.()) ?? true);
     // What changes is looked up in the snapshot, which has just been read: its pages are in memory.
     await session.query('set local statement_timeout = 0; set local random_page_cost = 1.1');
     const held = await readHeldRun(databases.state, run.row.id);
     await lockDefinition(session, run.row.id);
     // Nobody else writes from here on: who was erased meanwhile is left out, and the members stand still.
     const row = { ...run.row, members: await readMembers(session, run.row.id) };
-    const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id));
+    const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id)) && isMoved;
     const counts = await countChanges(session, inputs, row);
     const corrections = run.start !== null && isComplete ? await countCorrections(session, row.id, run.start) : null;
     refuseConflicts(definition, counts);
