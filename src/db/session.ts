@@ -46,3 +46,31 @@ export async function openSession(
   }
   return session;
 }
+
+/** A session that is opened when it is needed, and again after anything has failed on it. One statement after the other. */
+export interface KeptSession {
+  /** Throws what `work` throws, or what opening throws. */
+  use: <T>(work: (client: Client) => Promise<T>) => Promise<T>;
+  close: () => void;
+}
+
+export function keepSession(pool: Pool, prepare?: (client: Client) => Promise<unknown>): KeptSession {
+  let session: Session | null = null;
+  const close = (): void => {
+    session?.close();
+    session = null;
+  };
+  return {
+    use: async (work) => {
+      if (session?.isOpen() === false) close();
+      session ??= await openSession(pool, prepare);
+      try {
+        return await work(session.client);
+      } catch (error) {
+        close();
+        throw error;
+      }
+    },
+    close,
+  };
+}

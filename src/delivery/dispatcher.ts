@@ -13,7 +13,16 @@ import {
   stopDestination,
   type Settlement,
 } from '../outbox/settle.js';
-import { goBack, isMoreWaiting, liveOnly, readQueue, START, type QueueRead, type Ways } from '../outbox/reader.js';
+import {
+  goBack,
+  isMoreWaiting,
+  keepReader,
+  liveOnly,
+  readQueue,
+  START,
+  type QueueRead,
+  type Ways,
+} from '../outbox/reader.js';
 import type { LaneFigures } from './lane.js';
 import { createMeter } from './meter.js';
 import { createOutlet, type Memory, type Outlet } from './outlet.js';
@@ -98,6 +107,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const acknowledged = createMeter();
   const lists = new Map<string, ReturnType<Desk['listOf']>>();
   const underWay = createUnderWay();
+  const reader = keepReader(state.pool);
   let stopping = false;
   let isLeaseLost = false;
   let destinationState: QueueRead['state'] = 'active';
@@ -248,7 +258,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     const { free, resting } = underWay.sort(seen);
     if (resting.length > 0) await holdBack(state.pool, destinationId, resting);
     if (free.length === 0) return;
-    const waiting = await loadWaiting(state.pool, destinationId, free);
+    const waiting = await reader.use((client) => loadWaiting(client, destinationId, free));
     const isLive = (recipient: string): boolean => hasLive(waiting.get(recipient) ?? []);
     for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
     const begin = (recipient: string): Promise<void> => deliver(recipient, waiting.get(recipient) ?? []);
@@ -294,7 +304,9 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (slots.spare() === 0 || performance.now() - liveReadAt < LIVE_EVERY_MS) return;
     liveReadAt = performance.now();
     const from = liveOnly(goBack(position, newFrom));
-    const read = await readQueue(state.pool, destinationId, { position: from, ways, limit: MOST_LIVE });
+    const read = await reader.use((client) =>
+      readQueue(client, destinationId, { position: from, ways, limit: MOST_LIVE }),
+    );
     await take(read.rows.filter(({ recipient }) => !underWay.has(recipient)).slice(0, slots.spare()));
   };
 
@@ -322,7 +334,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     newFrom = NOTHING;
     waysRead = ways;
     const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), underWay.room(), Math.max(1, outlet.room()));
-    const read = await readQueue(state.pool, destinationId, { position, ways, limit });
+    const read = await reader.use((client) => readQueue(client, destinationId, { position, ways, limit }));
     if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
       newFrom = 0;
     [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
@@ -361,6 +373,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       stopping = true;
       signal.notify();
       await looping;
+      reader.close();
       while (slots.taken() > 0) await signal.wait(LOOK_EVERY_MS);
     },
     lanes: outlet.figures,

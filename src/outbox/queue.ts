@@ -164,12 +164,12 @@ export const MOST_EVENTS = 20;
  * same statement. A recipient that has left the snapshot reads as false (audience) or null (trait).
  */
 export async function loadWaiting(
-  pool: Queryable,
+  reader: Queryable,
   destinationId: number,
   recipients: readonly string[],
 ): Promise<ReadonlyMap<string, readonly WaitingRow[]>> {
-  // Planned each time: a plan that was kept from when the tables were small reads them whole.
-  const { rows } = await pool.query<LoadedRow>({
+  const { rows } = await reader.query<LoadedRow>({
+    name: 'personas_waiting',
     text: `select o.id, o.version, o.kind, o.recipient, o.definition_id, o.priority, o.attempts, o.confirm,
         o.due_at <= now() as due, dd.list, dd.list_existing_only, dd.list_id,
         exists (select from forgotten_there where destination_id = $1) and exists (select from forgotten_there as f

@@ -1,4 +1,5 @@
-import type { Queryable } from '../db/connect.js';
+import type { Pool, Queryable } from '../db/connect.js';
+import { keepSession, type KeptSession } from '../db/session.js';
 import { LIST } from './queue.js';
 
 /** Which calls can be sent now: marks, events, and those for which the destination has to be asked first. */
@@ -48,14 +49,22 @@ export interface QueueRead {
   position: Position;
 }
 
+/**
+ * A session for reading the queue. Planning these statements takes ten times as long as running them, so they are planned
+ * once: for the indexes, whatever the tables looked like then. Read whole and sorted, a queue that was short when that was
+ * planned would be read like that when it is long.
+ */
+export const keepReader = (pool: Pool): KeptSession =>
+  keepSession(pool, (client) => client.query('set enable_seqscan = off; set enable_sort = off'));
+
 /** Definitions whose calls wait for a person: paused, or stopped at the destination `$1`. */
 export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where d.state = 'paused'
   union all select dd.definition_id from definition_destination as dd where dd.destination_id = $1 and dd.stopped is not null)`;
 const isOn = (row: string): string => `${row}.definition_id <> all (${WAITS_FOR_A_PERSON})`;
-/** What waits for the recipient of `o`, by kind: each has an index of its own. */
+/** What waits for the recipient of `o`, by kind: each has an index of its own, by which `offset 0` has it looked up. */
 const another = (kind: 'm' | 'e', condition: string): string =>
   `exists (select from outbox as b where b.kind = '${kind}' and b.recipient = o.recipient
-     and b.destination_id = o.destination_id and ${isOn('b')} and ${condition})`;
+     and b.destination_id = o.destination_id and ${isOn('b')} and ${condition} offset 0)`;
 
 /**
  * A call may be sent when its time has come, its definition isn't paused, and no earlier key of the same person waits;
@@ -133,16 +142,16 @@ function positionAfter(before: Position, read: readonly ReadRow[], isEnd: boolea
 }
 
 /**
- * The next calls after `position` that may be sent, at most `limit`: live ones first, then those that waited for their
+ * `reader` is a connection of `keepReader`. The next calls after `position` that may be sent, at most `limit`: live ones first, then those that waited for their
  * time, then the others in the order of priority and arrival.
  */
 export async function readQueue(
-  pool: Queryable,
+  reader: Queryable,
   destinationId: number,
   { position, ways, limit }: { position: Position; ways: Ways; limit: number },
 ): Promise<QueueRead> {
-  const { rows } = await pool.query<ReadRow>({
-    // Planned each time: a plan that was kept from when the queue was short reads all of it.
+  const { rows } = await reader.query<ReadRow>({
+    name: 'personas_queue',
     text: READ_QUEUE,
     values: [
       destinationId,

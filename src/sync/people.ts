@@ -174,4 +174,4 @@ export function castOf(type: string, text: string): string {
 }
 
 /** Text without a collation of its own: compared with a column it takes that column's, as the column's index has it. */
-const uncollated = (text: string): string => `(to_jsonb(${text}) #>> '{}')`;
+export const uncollated = (text: string): string => `(to_jsonb(${text}) #>> '{}')`;

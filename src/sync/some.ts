@@ -1,5 +1,5 @@
 import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
-import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery } from './people.js';
+import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery, uncollated } from './people.js';
 import { windowsOfSome } from './windows.js';
 import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
 
@@ -57,7 +57,8 @@ export function evaluateStatement(inputs: Inputs, comparison: Comparison): strin
   const { profileType } = people.shape;
   const called = `array(select profile_id from personas_called)`;
   const affected = 'array(select profile_id from personas_affected)';
-  const affectedText = 'array(select profile_id::text collate "C" from personas_affected)';
+  // Compared with columns of two collations, by the index of each.
+  const affectedText = `array(select ${uncollated('profile_id::text')} from personas_affected)`;
   const wanted = 'array(select recipient from personas_wanted)';
   const neighbours = neighboursQuery(people, moments, called);
   const computed = computedQuery(inputs, {
