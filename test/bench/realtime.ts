@@ -95,7 +95,7 @@ async function setAutovacuum({ client }: BenchDatabase, value: 'on' | 'off'): Pr
 const DEFINITIONS = FOLLOWED.audiences.length + FOLLOWED.traits.length;
 
 /** Whether nothing is captured or due. */
-const isEvaluated = async (database: BenchDatabase): Promise<true | null> => {
+export const isEvaluated = async (database: BenchDatabase): Promise<true | null> => {
   const waiting = `select (select count(*) from personas_capture.capture) + (select count(*) from personas.due)`;
   return (await count(database, waiting)) === 0 ? true : null;
 };
@@ -117,7 +117,7 @@ interface Made extends Change {
 }
 
 /** Makes single changes at a steady rate, each a transaction of its own, one after the other. */
-async function makeChanges(
+export async function makeChanges(
   { database }: Bench,
   { next, perSecond, forMs }: { next: () => Change; perSecond: number; forMs: number },
 ): Promise<readonly Made[]> {
@@ -152,7 +152,7 @@ interface Latencies {
 }
 
 /** How long it took until changes arrived, by the first request after each that has a field as it had become. */
-function latenciesOf(made: readonly Made[], arrivals: readonly Arrival[]): Latencies {
+export function latenciesOf(made: readonly Made[], arrivals: readonly Arrival[]): Latencies {
   const byUser = new Map<string, Arrival[]>();
   for (const arrival of arrivals) {
     const known = byUser.get(arrival[1]);
@@ -179,7 +179,7 @@ function latenciesOf(made: readonly Made[], arrivals: readonly Arrival[]): Laten
 
 const share = (values: readonly number[], of: number): number =>
   [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * of))] ?? Infinity;
-const milliseconds = (values: readonly number[]): string =>
+export const milliseconds = (values: readonly number[]): string =>
   `${share(values, 0.5).toFixed(1)} ms, 99 %: ${share(values, 0.99).toFixed(1)} ms`;
 
 function reportLatencies(name: string, { first, all, missing }: Latencies, report: Report): void {
@@ -247,12 +247,13 @@ async function besideFullRuns<T>({ database }: Bench, work: () => Promise<T>): P
     );
     return rows[0]?.done === true;
   };
+  const isOver = (): boolean => over.signal.aborted;
   const keepRunning = async (): Promise<void> => {
-    while (!over.signal.aborted) {
+    while (!isOver()) {
       await client.query(
         `update personas.definition set full_wanted = nextval('personas.version'), due_at = now() where key = 'regulars'`,
       );
-      while (!(await isDone())) await wait(100);
+      while (!isOver() && !(await isDone())) await wait(100);
     }
   };
   const running = keepRunning();
