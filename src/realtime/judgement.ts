@@ -2,7 +2,8 @@ import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import { bindMoments } from '../core/moments.js';
 import { withClient, type Pool } from '../db/connect.js';
-import { momentsAt, prepareInputs, runLimits, type CompareContext } from '../sync/comparison.js';
+import { momentsAt, runLimits, type CompareContext } from '../sync/comparison.js';
+import { prepareSome } from '../sync/evaluation.js';
 import { isUserIdProfileId } from '../sync/people.js';
 import { describePeople } from '../sync/shape.js';
 import { probeStatement } from '../sync/some.js';
@@ -103,7 +104,7 @@ export function createJudge(
     );
 
   return async (definition) => {
-    const inputs = await prepareInputs(context, definition, momentsAt(new Date().toISOString(), definition));
+    const inputs = await prepareSome(context, definition, momentsAt(new Date().toISOString(), definition));
     ofPeople ??= judgePeople();
     const people = await ofPeople;
     if (people.kind === 'impossible') return `"${definition.key}" can't be followed: \`profiles\` ${people.because}.`;
