@@ -8,7 +8,17 @@ import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
 import { createHarness, type Harness } from './support/harness.js';
-import { BEGINNING, change, COMMON, edit, FILLERS, TABLES, TRAIT_SQL, type World } from './support/people.js';
+import {
+  BEGINNING,
+  change,
+  changedProfiles,
+  COMMON,
+  edit,
+  FILLERS,
+  TABLES,
+  TRAIT_SQL,
+  type World,
+} from './support/people.js';
 
 /**
  * Evaluating some profiles against a run in full: two databases live through the same history; in one everything is
@@ -84,20 +94,6 @@ async function evaluate({ harness, session }: Site, key: string, limit: number):
   const definition = harness.opened.config.definitions.find((each) => each.key === key)!;
   const [row] = await harness.state('select id from definition where key = $1', [key]);
   return evaluateBatch(session, definition, row!['id'] as number, { limit });
-}
-
-/** Whose rows are others than before. */
-function changedProfiles(before: World, after: World): string[] {
-  const rowsOf = (world: World, profile: number): string =>
-    JSON.stringify(
-      [world.people, world.members, world.scores].map((rows) =>
-        (rows as { profile: number }[])
-          .filter((row) => row.profile === profile)
-          .map((row) => JSON.stringify(row))
-          .sort(),
-      ),
-    );
-  return [1, 2, 3, 4].filter((profile) => rowsOf(before, profile) !== rowsOf(after, profile)).map(String);
 }
 
 /** All that a comparison leaves, but moments and numbers. */

@@ -106,6 +106,20 @@ export function change(world: World, step: Edit): World {
   }
 }
 
+/** Whose rows are others than before. */
+export function changedProfiles(before: World, after: World): string[] {
+  const rowsOf = (world: World, profile: number): string =>
+    JSON.stringify(
+      [world.people, world.members, world.scores].map((rows) =>
+        (rows as { profile: number }[])
+          .filter((row) => row.profile === profile)
+          .map((row) => JSON.stringify(row))
+          .sort(),
+      ),
+    );
+  return [1, 2, 3, 4].filter((profile) => rowsOf(before, profile) !== rowsOf(after, profile)).map(String);
+}
+
 /** What a history begins with: everybody has the definition, by one key or the other. */
 export const BEGINNING: World = (() => {
   const rows = [1, 2, 3].map((profile) => ({ profile, note: null, score: '1', total: '10', level: null }));
