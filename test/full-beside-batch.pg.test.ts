@@ -313,6 +313,20 @@ describe.each([
     await expectSettled(each);
   });
 
+  it('somebody who enters and moves on while the run computes is entered where they are now', async () => {
+    const each = await open(separate);
+    await each.harness.sql('update people set good = true where id = 1001');
+    await becomesDue(each, 1001);
+    const ran = await runAround(each, async () => {
+      await each.harness.sql(`update people set email = 'second@x.de' where id = 1001`);
+      await becomesDue(each, 1001);
+      expect(await evaluate(each)).toMatchObject({ kind: 'written', changed: 1 });
+    });
+    expect(ran).toMatchObject(NOTHING_FOUND);
+    expect(await told(each)).toEqual([{ recipient: 'e:second@x.de', what: 'mark, Audience Entered' }]);
+    await expectSettled(each);
+  });
+
   it('an address that was given on while the run computed is whose it is now', async () => {
     const each = await open(separate);
     await each.harness.sql(`update people set email = 'second@x.de' where id = 1`);
