@@ -54,14 +54,17 @@ export interface HarnessOptions extends Definitions {
   separate?: boolean;
   simulator?: Partial<SimulatorOptions>;
   serverUrl?: string;
+  /** Of the state's own database. */
+  stateServerUrl?: string;
 }
 
 const NEVER = new AbortController().signal;
 
 export async function createHarness(options: HarnessOptions): Promise<Harness> {
-  const { tables, key = 'hybrid', separate = false, simulator: simulatorOptions, serverUrl, ...definitions } = options;
+  const { tables, key = 'hybrid', separate = false, simulator: simulatorOptions, serverUrl, ...rest } = options;
+  const { stateServerUrl = serverUrl, ...definitions } = rest;
   const database = await createDatabase(serverUrl);
-  const stateDatabase = separate ? await createDatabase(serverUrl) : database;
+  const stateDatabase = separate ? await createDatabase(stateServerUrl) : database;
   const simulator = await startSimulator({ projectType: key, quotas: 'off', ...simulatorOptions });
   const folder = await mkdtemp(join(tmpdir(), 'personas-test-'));
   const configFile = join(folder, 'personas.yaml');
