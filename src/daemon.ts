@@ -15,7 +15,8 @@ import type { Databases } from './sync/compute.js';
 import { createFeeder } from './sync/cursor.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
 import { register } from './sync/registry.js';
-import { ALL_REQUESTS, QUIET_REQUESTS, startRequests } from './sync/requests.js';
+import { ALL_REQUESTS, QUIET_REQUESTS } from './sync/asking.js';
+import { startRequests } from './sync/requests.js';
 import type { RunContext } from './sync/run.js';
 import { abandonRuns, startScheduler } from './sync/scheduler.js';
 
@@ -289,6 +290,10 @@ export async function lead(
       definitions: () => config.definitions,
       reload,
       nudge: deliveries.nudge,
+      drain: async (key) => {
+        await realTime?.moveCaptured();
+        return (await realTime?.drain(key)) ?? true;
+      },
       destinations: () =>
         deliveries.all().map(({ id, name, dispatcher }) => ({ id, name, compare: dispatcher.compare })),
       log,

@@ -3,7 +3,7 @@ import { findLeader, tryLead } from '../db/lease.js';
 import type { RequestKind } from '../db/state.js';
 import { QUOTA_WINDOW_MS } from '../delivery/pace.js';
 import { until } from '../lib/until.js';
-import { QUIET_REQUESTS, type RequestArguments, type RequestProgress } from '../sync/requests.js';
+import { NOTHING, QUIET_REQUESTS, type RequestArguments, type RequestProgress } from '../sync/asking.js';
 import type { Opened } from './open.js';
 
 /**
@@ -37,8 +37,6 @@ const LOOK_EVERY_MS = 50;
 const COUNT_EVERY_MS = 200;
 const STAND_BY_LOOK_MS = 500;
 const LATER = '30 seconds';
-
-const NOTHING: RequestProgress = { definitions: [], upTo: null, runs: [], count: null };
 
 export interface ActOptions<K extends RequestKind & keyof RequestArguments> {
   kind: K;

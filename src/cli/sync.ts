@@ -1,5 +1,5 @@
 import pc from 'picocolors';
-import type { RequestProgress } from '../sync/requests.js';
+import type { RequestProgress } from '../sync/asking.js';
 import { act, watchDelivery, type Acted, type Delivery } from './act.js';
 import type { CommandContext } from './command.js';
 import { countOf, formatCount, formatTable, plainLines, SIGN } from './output.js';
@@ -99,9 +99,13 @@ export async function sync(context: CommandContext, options: SyncOptions): Promi
     afterwards: async (done) => {
       if (done.outcome !== 'done') return;
       const ended = await deliverAndReport(context, done);
-      exit = ended.exit;
-      const { runs } = done.progress;
-      output.object({ runs, ...summarise(ended.delivery) });
+      const { runs, unevaluated } = done.progress;
+      exit = ended.exit === EXIT.done && unevaluated.length > 0 ? EXIT.later : ended.exit;
+      for (const key of unevaluated)
+        output.say(
+          `${SIGN.note} Some of what has changed of ${key} can't be evaluated yet; \`personas-sync status ${key}\` says why.`,
+        );
+      output.object({ runs, unevaluated, ...summarise(ended.delivery) });
       const succeeded = runs.filter(({ outcome }) => outcome === 'succeeded');
       if (exit === EXIT.done && succeeded.length > 0) {
         output.line(

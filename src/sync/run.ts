@@ -220,6 +220,8 @@ async function beginFollowed({ context, definition, row, record, textHash, incre
   const waits = definition.cadence.kind === 'hourly' && !incremented;
   const claims =
     waits || row.first || row.stuck || row.textHash !== textHash || (await readHeldRun(state, row.id)) !== null;
+  // What was captured by now is settled, too.
+  if (claims) await context.moveCaptured?.();
   return markStart(state.pool, { definitionId: row.id, runId: record.id, claims });
 }
 

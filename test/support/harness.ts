@@ -6,7 +6,7 @@ import { act, watchDelivery, type Acted, type Delivery } from '../../src/cli/act
 import { openResources, type Opened } from '../../src/cli/open.js';
 import { resume } from '../../src/cli/pause.js';
 import { startSimulator, type Simulator, type SimulatorOptions } from '../../src/demo/simulator/server.js';
-import type { RequestArguments } from '../../src/sync/requests.js';
+import type { RequestArguments } from '../../src/sync/asking.js';
 import { createDatabase, type TestDatabase } from './database.js';
 
 /**
