@@ -4,7 +4,6 @@ import { bindMoments } from '../core/moments.js';
 import { withClient, type Pool } from '../db/connect.js';
 import { momentsAt, runLimits, type CompareContext } from '../sync/comparison.js';
 import { prepareSome } from '../sync/evaluation.js';
-import { isUserIdProfileId } from '../sync/people.js';
 import { describePeople } from '../sync/shape.js';
 import { probeStatement } from '../sync/some.js';
 import type { Inputs } from '../sync/statement.js';
@@ -126,9 +125,8 @@ async function probeOf(source: Pool, inputs: Inputs): Promise<string | null> {
     `select q.profile_id::text as id from (${bindMoments(people.text.sql, moments).text}\n) as q limit ${PROBED}`,
   );
   if (rows.length === 0) return null;
-  const userIdIsProfileId = await isUserIdProfileId(source, people, moments);
   return probeStatement(
-    { ...inputs, people: { ...people, userIdIsProfileId } },
+    inputs,
     rows.map(({ id }) => id),
   );
 }
