@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parse, stringify } from 'yaml';
 import { loadConfig } from '../src/config/load.js';
 import { startSimulator, type Simulator } from '../src/demo/simulator/server.js';
 import { createDatabase, type TestDatabase } from './support/database.js';
@@ -17,7 +18,9 @@ const blocks = [...readme.matchAll(/^( *)```(\w*)\n([\s\S]*?)^ *```/gm)].map(([,
   text: (text ?? '').replaceAll(new RegExp(`^${indent ?? ''}`, 'gm'), ''),
 }));
 const commands = blocks.filter(({ language }) => language === 'sh').flatMap(({ text }) => text.trim().split('\n'));
-const [configuration = '', others = ''] = blocks.filter(({ language }) => language === 'yaml').map(({ text }) => text);
+const [configuration = '', ...more] = blocks.filter(({ language }) => language === 'yaml').map(({ text }) => text);
+const others = more.find((text) => text.startsWith('destinations:')) ?? '';
+const followed = more.find((text) => text.startsWith('profiles:')) ?? '';
 const SCRIPTS = ['npm ci && npm start', 'npm ci && npm test'];
 
 /** The words of a command line, quotes taken off. */
@@ -63,9 +66,19 @@ describe('the README', () => {
     expect(Object.keys(scripts)).toEqual(expect.arrayContaining(['start', 'test', 'demo', 'bench']));
   });
 
+  /** The configuration with what is written in the block about real time in the place of its own. */
+  async function follow(): Promise<void> {
+    const next = parse(followed) as { profiles: unknown; audiences: { name: string }[] };
+    const before = parse(configuration) as typeof next;
+    const audiences = before.audiences.map((each) => next.audiences.find(({ name }) => name === each.name) ?? each);
+    expect(audiences).not.toEqual(before.audiences);
+    await writeFile(join(folder, 'personas.yaml'), stringify({ ...before, profiles: next.profiles, audiences }));
+  }
+
   const typed = commands.filter((line) => line.startsWith('personas-sync ') && !line.startsWith('personas-sync start'));
   for (const line of typed) {
     it(`does what it says: ${line}`, async () => {
+      if (line.startsWith('personas-sync realtime install')) await follow();
       const { code, stdout, stderr } = await startProgram(wordsOf(line).slice(1), { cwd: folder, environment }).ended;
       expect({ code, stderr: code === 0 ? '' : stderr }).toEqual({ code: 0, stderr: '' });
       expect(stdout).not.toBe('');
@@ -74,11 +87,24 @@ describe('the README', () => {
 
   it('names no other command than those that were tried, and starts the daemon by the one that remains', async () => {
     const rest = commands.filter((line) => !typed.includes(line) && !SCRIPTS.includes(line));
-    expect(rest).toEqual(['personas-sync start --config personas.yaml']);
+    expect([...new Set(rest)]).toEqual(['personas-sync start --config personas.yaml']);
     const daemon = startProgram(wordsOf(rest[0] ?? '').slice(1), { cwd: folder, environment });
     await daemon.said(/personas-sync starts/);
     daemon.process.kill('SIGTERM');
     expect((await daemon.ended).code).toBe(0);
+  });
+
+  it('has what it says to follow followed', async () => {
+    const { stdout } = await startProgram(['check', '--json', '--config', 'personas.yaml'], {
+      cwd: folder,
+      environment,
+    }).ended;
+    const { definitions } = JSON.parse(stdout) as { definitions: { key: string; realtime: unknown }[] };
+    expect(definitions.map(({ key, realtime }) => [key, realtime])).toEqual([
+      ['order_completed_last_30_days', null],
+      ['big_spenders', { possible: true, because: null }],
+      ['lifetime_value', null],
+    ]);
   });
 
   it('shows destinations that the configuration takes', async () => {
