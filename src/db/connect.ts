@@ -13,6 +13,11 @@ export type Client = pg.PoolClient;
 /** What can run a statement: a pool or one of its connections. */
 export type Queryable = Pick<pg.Pool, 'query'>;
 
+/** The same, of nothing but statements as text. */
+export interface Runner {
+  query: <R extends pg.QueryResultRow>(text: string, values?: unknown[]) => Promise<pg.QueryResult<R>>;
+}
+
 export interface Connection {
   url: Secret;
   /** Shown in pg_stat_activity, after `personas-sync `. */

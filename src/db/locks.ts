@@ -1,4 +1,4 @@
-import type { Client } from './connect.js';
+import type { Client, Runner } from './connect.js';
 
 /** Locks by which this program's own transactions wait for each other, held until the transaction ends. */
 
@@ -19,6 +19,6 @@ export function definitionLock(definitionId: number): string {
 }
 
 /** Waits until no other transaction gives fields to a definition. */
-export async function lockFields(session: Client): Promise<void> {
+export async function lockFields(session: Runner): Promise<void> {
   await session.query('select pg_advisory_xact_lock($1::int4, 0)', [LOCK_CLASS]);
 }

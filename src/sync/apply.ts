@@ -1,4 +1,4 @@
-import type { Client } from '../db/connect.js';
+import type { Runner } from '../db/connect.js';
 import { quoteLiteral } from '../db/connect.js';
 import { databaseFailure } from '../db/failure.js';
 import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
@@ -30,6 +30,13 @@ export interface Applied {
   some?: readonly string[];
 }
 
+/** A statement of applying, and the kinds of differences (`op`) without which it does nothing. */
+interface Step {
+  ops: string;
+  text: string;
+  values?: unknown[];
+}
+
 /** The id of a track call, fixed when it arises: the same parts give the same id. */
 function messageId(parts: readonly string[]): string {
   const text = parts.join(` || '|' || `);
@@ -59,48 +66,39 @@ export function membershipProperties(key: string, name: string, member: boolean,
 const fieldArray = (fields: readonly string[]): string => `array[${fields.map(quoteLiteral).join(', ')}]::text[]`;
 
 /** Entries of people who were there before under another key, read before the snapshot changes; events alone ask for it. */
-async function findKnown(session: Client, { definitionId }: Applied): Promise<void> {
-  await session.query(
-    `update delta as d set known = true where d.op = 'e' and d.profile_id is not null
+const findKnown = ({ definitionId }: Applied): Step => ({
+  ops: 'e',
+  text: `update delta as d set known = true where d.op = 'e' and d.profile_id is not null
      and exists (select from snapshot as s where s.definition_id = ${definitionId} and s.profile_id = d.profile_id)`,
-  );
-}
+});
 
 /**
  * Those who entered, in the order of the key, so that the index grows at its end and stays compact. They go into the
- * definition's own partition, which is faster than by way of its parent. Null where a recipient comes twice.
+ * definition's own partition, which is faster than by way of its parent.
  */
-async function insertEntries(session: Client, { definitionId, now }: Applied): Promise<number | null> {
-  try {
-    const entered = await session.query(
-      `insert into snapshot_${definitionId} (definition_id, recipient, profile_id, others, beside, value, entered_at)
+const insertEntries = ({ definitionId, now }: Applied): Step => ({
+  ops: 'e',
+  text: `insert into snapshot_${definitionId} (definition_id, recipient, profile_id, others, beside, value, entered_at)
        select ${definitionId}, recipient, profile_id, others, beside, value, ${now} from delta where op = 'e' order by recipient`,
-    );
-    return entered.rowCount ?? 0;
-  } catch (error) {
-    if (databaseFailure(error)?.sqlstate === '23505') return null;
-    throw error;
-  }
-}
+});
 
-async function changeSnapshot(session: Client, applied: Applied): Promise<number | null> {
-  const { definitionId, first } = applied;
-  if (!first) {
-    await session.query(
-      `delete from snapshot as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
-    );
-    await session.query(
-      `update snapshot as s set profile_id = d.profile_id, others = d.others, beside = d.beside, value = d.value, kept = false,
+const changeMembers = ({ definitionId }: Applied): readonly Step[] => [
+  {
+    ops: 'x',
+    text: `delete from snapshot as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
+  },
+  {
+    ops: 'ct',
+    text: `update snapshot as s set profile_id = d.profile_id, others = d.others, beside = d.beside, value = d.value, kept = false,
          beside_changed = d.op = 't' and (s.beside_changed or s.beside is distinct from d.beside)
        from delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op in ('c', 't')`,
-    );
-    await session.query(
-      `update snapshot as s set kept = true from delta as d
+  },
+  {
+    ops: 'k',
+    text: `update snapshot as s set kept = true from delta as d
        where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'k'`,
-    );
-  }
-  return insertEntries(session, applied);
-}
+  },
+];
 
 /**
  * Members whom the first sync hasn't reached have been told nothing: nothing is said when they leave, and what has changed
@@ -117,15 +115,17 @@ export const audienceColumns = (dd: string, key: string): string =>
   `(case when ${dd}.identify then array[${key}] else '{}'::text[] end
     || case when ${dd}.list is not null then array[${quoteLiteral(LIST)}] else '{}'::text[] end)`;
 
-async function raiseMarks(session: Client, { definitionId, key, kind, fields, priority }: Applied): Promise<void> {
+function raiseMarks({ definitionId, key, kind, fields, priority }: Applied): readonly Step[] {
   const keysOf = (value: string): string =>
     `(select array_agg(k) from jsonb_object_keys(${value}) as k where k = any(${fieldArray(fields)}))`;
   const columns =
     kind === 'audience'
       ? audienceColumns('dd', quoteLiteral(key))
       : `case d.op when 'c' then d.columns when 'e' then ${keysOf('d.value')} else ${keysOf('d.old_value')} end`;
-  await session.query(
-    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm)
+  return [
+    {
+      ops: 'exc',
+      text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm)
      select 'm', destination_id, ${definitionId}, ${priority}, recipient, columns, introduce, confirm from (
        select dd.destination_id, d.recipient, ${columns} as columns, d.introduce, case when d.vanished then 1 else 0 end as confirm
        from delta as d join definition_destination as dd on dd.definition_id = ${definitionId} and dd.active and (dd.identify or dd.list is not null)
@@ -136,26 +136,30 @@ async function raiseMarks(session: Client, { definitionId, key, kind, fields, pr
        columns = ${COLUMNS_TOGETHER},
        version = nextval('version'), with_beside = outbox.with_beside or excluded.with_beside, confirm = excluded.confirm,
        priority = least(outbox.priority, excluded.priority), attempts = 0, due_at = ${DUE_NOW}`,
-  );
-  await session.query(
-    `delete from dead_call as x using delta as d
+    },
+    {
+      ops: 'exc',
+      text: `delete from dead_call as x using delta as d
      where x.kind = 'm' and x.definition_id = ${definitionId} and x.recipient = d.recipient and d.op in ('e', 'x', 'c')
        and (d.op <> 'c' or x.field = any(d.columns))`,
-  );
+    },
+  ];
 }
+
+/** An older link (see `linkKeyChanges`) of a key that exits or enters now is void; so links never form a circle. */
+const unlink = ({ definitionId }: Applied): Step => ({
+  ops: 'ex',
+  text: `update outbox as o set after = null, successors = null from delta as d
+     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = d.recipient and d.op in ('e', 'x')
+       and (o.after is not null or o.successors is not null)`,
+});
 
 /**
  * A person whose key changed is an exit of the old key, then an entry of the new one, one after the other. The entry
- * names the marks that go first (`after`), the exit the recipients to be marked again when it is sent (`successors`).
- * An older such link of a key that exits or enters now is void; so links never form a circle. An exit that is sent late,
- * after several changes, still has all that came after it marked again.
+ * names the marks that go first (`after`), the exit the recipients to be marked again when it is sent (`successors`). An
+ * exit that is sent late, after several changes, still has all that came after it marked again.
  */
-async function linkKeyChanges(session: Client, { definitionId }: Applied): Promise<void> {
-  await session.query(
-    `update outbox as o set after = null, successors = null from delta as d
-     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = d.recipient and d.op in ('e', 'x')
-       and (o.after is not null or o.successors is not null)`,
-  );
+async function linkKeyChanges(session: Runner, { definitionId }: Applied): Promise<void> {
   const pairs = `select x.recipient as old, e.recipient as new from delta as x
     join delta as e on e.profile_id = x.profile_id and e.op = 'e' where x.op = 'x'`;
   // Counted whole: to look for one alone, PostgreSQL would compare each exit with each entry.
@@ -188,7 +192,7 @@ async function linkKeyChanges(session: Client, { definitionId }: Applied): Promi
 }
 
 /** Whether any destination is sent events of this definition. */
-async function isTracked(session: Client, { definitionId }: Applied): Promise<boolean> {
+async function isTracked(session: Runner, { definitionId }: Applied): Promise<boolean> {
   const { rowCount } = await session.query(
     `select from definition_destination where definition_id = ${definitionId} and active and track limit 1`,
   );
@@ -196,7 +200,7 @@ async function isTracked(session: Client, { definitionId }: Applied): Promise<bo
 }
 
 /** Entered for those who were not there before, Exited for those who have nothing left, Trait Computed for new values. */
-async function raiseEvents(session: Client, applied: Applied): Promise<void> {
+function raiseEvents(applied: Applied): readonly Step[] {
   const { definitionId, key, name, kind, computationId, fields, now, priority } = applied;
   // Somebody who was there, but whom the first sync had not reached, has not been told of: their entry is told now.
   const told = `select b.destination_id, x.profile_id from delta as x
@@ -207,71 +211,78 @@ async function raiseEvents(session: Client, applied: Applied): Promise<void> {
       join snapshot as s on s.definition_id = ${definitionId} and s.profile_id = k.profile_id and s.entered_at < ${now}
       where k.known`;
   const isNew = `(not d.known or dd.backfill is not distinct from 'initial' and t.profile_id is null)`;
-  const insert = (event: string, id: string, properties: string, where: string): Promise<unknown> =>
-    session.query(
-      `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties, beside, confirm)
+  const insert = (ops: string, event: string, id: string, properties: string, where: string): Step => ({
+    ops,
+    text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties, beside, confirm)
        select 'e', dd.destination_id, ${definitionId}, ${priority}, d.recipient, dd.${event}, ${id}, ${now}, ${properties},
          case when d.introduce then d.beside end, case when d.vanished then 1 else 0 end
        from delta as d join definition_destination as dd on dd.definition_id = ${definitionId} and dd.active and dd.track
        left join (${told}) as t on t.destination_id = dd.destination_id and t.profile_id = d.profile_id
        where ${where} and not ${untold('d', 'dd')}
        order by d.recipient`,
-    );
+  });
   if (kind === 'audience') {
     const riders = (value: string): string => value;
-    await insert(
-      'entered',
-      membershipEventId(computationId, 'd.recipient', now, 'entered'),
-      membershipProperties(key, name, true, riders('d.value')),
-      `d.op = 'e' and ${isNew}`,
-    );
-    await insert(
-      'exited',
-      membershipEventId(computationId, 'd.recipient', 'd.entered_at', 'exited'),
-      membershipProperties(key, name, false, riders('d.old_value')),
-      `d.op = 'x' and not exists (select from snapshot as s
+    return [
+      insert(
+        'e',
+        'entered',
+        membershipEventId(computationId, 'd.recipient', now, 'entered'),
+        membershipProperties(key, name, true, riders('d.value')),
+        `d.op = 'e' and ${isNew}`,
+      ),
+      insert(
+        'x',
+        'exited',
+        membershipEventId(computationId, 'd.recipient', 'd.entered_at', 'exited'),
+        membershipProperties(key, name, false, riders('d.old_value')),
+        `d.op = 'x' and not exists (select from snapshot as s
          where s.definition_id = ${definitionId} and s.profile_id = d.profile_id)`,
-    );
-    return;
+      ),
+    ];
   }
   const due = `case d.op when 'c' then d.columns else (select array_agg(k) from jsonb_object_keys(case d.op when 'x' then d.old_value else d.value end) as k where k = any(${fieldArray(fields)})) end`;
   const values = `(select jsonb_object_agg(k, d.value -> k) from unnest(${due}) as k)`;
   const riders = `coalesce(coalesce(d.value, d.old_value) - ${fieldArray(fields)}, '{}')`;
-  await insert(
-    'computed',
-    messageId([
-      quoteLiteral(computationId),
-      'd.recipient',
-      `extract(epoch from ${now})::text`,
-      quoteLiteral('computed'),
-    ]),
-    `${riders} || jsonb_build_object('trait_key', ${quoteLiteral(key)}::text) || coalesce(${values}, '{}')`,
-    `d.op in ('e', 'c', 'x') and ${isNew} and not (d.op = 'x' and exists (select from snapshot as s
+  return [
+    insert(
+      'ecx',
+      'computed',
+      messageId([
+        quoteLiteral(computationId),
+        'd.recipient',
+        `extract(epoch from ${now})::text`,
+        quoteLiteral('computed'),
+      ]),
+      `${riders} || jsonb_build_object('trait_key', ${quoteLiteral(key)}::text) || coalesce(${values}, '{}')`,
+      `d.op in ('e', 'c', 'x') and ${isNew} and not (d.op = 'x' and exists (select from snapshot as s
        where s.definition_id = ${definitionId} and s.profile_id = d.profile_id))`,
-  );
+    ),
+  ];
 }
 
-async function writeHistory(session: Client, { definitionId, runId, now }: Applied): Promise<void> {
-  await session.query(
-    `insert into transition (at, definition_id, run_id, kind, recipient)
+const writeHistory = ({ definitionId, runId, now }: Applied): Step => ({
+  ops: 'exc',
+  text: `insert into transition (at, definition_id, run_id, kind, recipient)
      select ${now}, ${definitionId}, ${runId}, op, recipient from delta where op in ('e', 'x', 'c')`,
-  );
-}
+});
 
 /** Recipients about whom profiles disagree now, for a person to look at: they keep what they had. */
-async function noteConflicts(session: Client, { definitionId, some }: Applied): Promise<void> {
-  await session.query(
-    `delete from conflict where definition_id = ${definitionId} ${some === undefined ? '' : 'and recipient = any($1)'}`,
-    some === undefined ? [] : [some],
-  );
-  await session.query(
-    `insert into conflict (definition_id, recipient, profiles, others)
+const noteConflicts = ({ definitionId, some }: Applied): readonly Step[] => [
+  {
+    ops: 'excktwsd',
+    text: `delete from conflict where definition_id = ${definitionId} ${some === undefined ? '' : 'and recipient = any($1)'}`,
+    values: some === undefined ? [] : [some],
+  },
+  {
+    ops: 'd',
+    text: `insert into conflict (definition_id, recipient, profiles, others)
      select ${definitionId}, recipient, array_remove(rivals, null), array_append(others, profile_id) from delta where op = 'd'`,
-  );
-}
+  },
+];
 
 /** The first sync begins: each destination has a cursor over the snapshot, and gets its events too if it takes any. */
-async function beginFirstSync(session: Client, { definitionId, now }: Applied, members: number): Promise<void> {
+async function beginFirstSync(session: Runner, { definitionId, now }: Applied, members: number): Promise<void> {
   await session.query(
     `update definition_destination set backfill = 'initial', backfill_identify = identify or list is not null, backfill_events = track,
        backfill_position = null, backfill_until = ${now}, backfill_total = $2, backfill_done = 0, backfill_priority = 2
@@ -284,19 +295,57 @@ async function beginFirstSync(session: Client, { definitionId, now }: Applied, m
  * Applies `delta`; the bare names of the session are those of the state. Returns false, with nothing of use written,
  * where `delta` gives a recipient twice: the caller rolls back and compares grouped.
  */
-export async function applyDelta(session: Client, applied: Applied, { send }: { send: boolean }): Promise<boolean> {
+export async function applyDelta(session: Runner, applied: Applied, { send }: { send: boolean }): Promise<boolean> {
+  const run = async (steps: readonly Step[]): Promise<void> => {
+    for (const { text, values } of steps) await session.query(text, values);
+  };
   const tracked = !applied.first && (await isTracked(session, applied));
-  if (tracked) await findKnown(session, applied);
-  const entered = await changeSnapshot(session, applied);
-  if (entered === null) return false;
-  await noteConflicts(session, applied);
+  if (tracked) await run([findKnown(applied)]);
+  if (!applied.first) await run(changeMembers(applied));
+  let entered: number;
+  try {
+    entered = (await session.query(insertEntries(applied).text)).rowCount ?? 0;
+  } catch (error) {
+    if (databaseFailure(error)?.sqlstate === '23505') return false;
+    throw error;
+  }
+  await run(noteConflicts(applied));
   if (applied.first) {
     if (send) await beginFirstSync(session, applied, entered);
     return true;
   }
-  await raiseMarks(session, applied);
+  await run([...raiseMarks(applied), unlink(applied)]);
   await linkKeyChanges(session, applied);
-  if (tracked) await raiseEvents(session, applied);
-  await writeHistory(session, applied);
+  await run([...(tracked ? raiseEvents(applied) : []), writeHistory(applied)]);
   return true;
+}
+
+/**
+ * The same where a few recipients were compared, grouped, by a definition that has run before: what can do nothing for
+ * want of such differences isn't run, and nothing waits for the answer to the statement before.
+ */
+export async function applySome(
+  session: Runner,
+  applied: Applied,
+  { ops, tracked, conflicts }: { ops: ReadonlySet<string>; tracked: boolean; conflicts: boolean },
+): Promise<void> {
+  const begin = (steps: readonly Step[]): Promise<unknown>[] =>
+    steps
+      .filter((step) => [...ops].some((op) => step.ops.includes(op)))
+      .map(({ text, values }) => session.query(text, values));
+  const [forget, note] = noteConflicts(applied);
+  const written = begin([
+    ...(tracked ? [findKnown(applied)] : []),
+    ...changeMembers(applied),
+    insertEntries(applied),
+    ...(forget !== undefined && conflicts ? [forget] : []),
+    ...(note === undefined ? [] : [note]),
+    ...raiseMarks(applied),
+    unlink(applied),
+  ]);
+  if (ops.has('e') && ops.has('x')) {
+    await Promise.all(written.splice(0));
+    await linkKeyChanges(session, applied);
+  }
+  await Promise.all([...written, ...begin([...(tracked ? raiseEvents(applied) : []), writeHistory(applied)])]);
 }

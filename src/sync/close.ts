@@ -1,7 +1,7 @@
 import type { Config } from '../config/types.js';
 import { createHash } from 'node:crypto';
 import type { Definition } from '../core/definition.js';
-import type { Client } from '../db/connect.js';
+import type { Runner } from '../db/connect.js';
 import { lockFields } from '../db/locks.js';
 import type { Applied } from './apply.js';
 import { fieldTypes, refuseSharedFields, riderTypes, type DefinitionRow } from './comparison.js';
@@ -44,7 +44,7 @@ export function appliedOf(
  * has no type in Iterable. A field that is new is claimed under a lock, since two definitions could take it at once.
  */
 export async function claimFields(
-  session: Client,
+  session: Runner,
   { definition, shape }: Inputs,
   row: DefinitionRow,
 ): Promise<Readonly<Record<string, string>>> {
@@ -61,19 +61,29 @@ export async function claimFields(
   return { ...row.fields, ...Object.fromEntries(unknown.filter(([field]) => found.has(field))) };
 }
 
+interface Left {
+  members: number;
+  textHash: string;
+  /** The members are counted anew instead. */
+  recount: boolean;
+}
+
 /** What a run leaves on its definition: the fields that Iterable now knows, the text that made them, the members. */
-export async function closeDefinition(
-  session: Client,
-  inputs: Inputs,
-  row: DefinitionRow,
-  { members: counted, textHash, recount }: { members: number; textHash: string; recount: boolean },
-): Promise<void> {
+export async function closeDefinition(session: Runner, inputs: Inputs, row: DefinitionRow, left: Left): Promise<void> {
   const fields = await claimFields(session, inputs, row);
-  const members = recount
-    ? `(select count(*) from snapshot where definition_id = ${row.id} and not kept)`
-    : `${counted}`;
-  await session.query(
-    `update definition set members = ${members}, fields = $2, riders = $4, text_hash = $3, first_run_at = coalesce(first_run_at, ${inputs.moments.now}) where id = $1`,
-    [row.id, JSON.stringify(fields), textHash, JSON.stringify(riderTypes(inputs.shape))],
+  await writeLeft(session, inputs, row.id, { ...left, fields });
+}
+
+/** The same with fields that have been claimed. */
+export function writeLeft(
+  session: Runner,
+  { shape, moments }: Inputs,
+  definitionId: number,
+  { members, textHash, recount, fields }: Left & { fields: Readonly<Record<string, string>> },
+): Promise<unknown> {
+  return session.query(
+    `update definition set members = coalesce($5::bigint, (select count(*) from snapshot where definition_id = $1 and not kept)),
+       fields = $2, riders = $4, text_hash = $3, first_run_at = coalesce(first_run_at, ${moments.now}) where id = $1`,
+    [definitionId, JSON.stringify(fields), textHash, JSON.stringify(riderTypes(shape)), recount ? null : members],
   );
 }

@@ -2,7 +2,7 @@ import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import type { FieldType } from '../core/field.js';
 import { bindMoments } from '../core/moments.js';
-import { quoteLiteral, type Client, type Queryable } from '../db/connect.js';
+import { quoteLiteral, type Client, type Runner } from '../db/connect.js';
 import { describeStatement } from '../db/describe.js';
 import { databaseFailure } from '../db/failure.js';
 import { OperatorError } from '../lib/errors.js';
@@ -171,7 +171,7 @@ export function refuseTypeChange(definition: Definition, row: DefinitionRow, sha
  * are known only once a definition has run, so the later one fails.
  */
 export async function refuseSharedFields(
-  pool: Queryable,
+  pool: Runner,
   { key, kind, place }: Definition,
   row: DefinitionRow,
   shape: Shape,
@@ -254,10 +254,14 @@ export function givesProfileTwice({ key, text }: Definition): OperatorError {
 }
 
 /** What applying `delta` does, counted; people who were erased are left out. The session's bare names are the state's. */
-export async function countChanges(session: Client, inputs: Inputs, row: DefinitionRow): Promise<RunCounts> {
+export async function countChanges(session: Runner, inputs: Inputs, row: DefinitionRow): Promise<RunCounts> {
   await leaveOutForgotten(session, row === UNREGISTERED ? null : row.id);
-  const fields = new Set([...Object.keys(fieldTypes(inputs.shape)), ...Object.keys(row.fields)]);
-  return countDelta(session, row.members, [...fields]);
+  return countDelta(session, row.members, fieldsOf(inputs, row));
+}
+
+/** The fields of a definition, those that it gave once included. */
+export function fieldsOf({ shape }: Inputs, row: DefinitionRow): string[] {
+  return [...new Set([...Object.keys(fieldTypes(shape)), ...Object.keys(row.fields)])];
 }
 
 /** A few profiles that share a recipient and disagree about it are counted; many of them are a mistake in the SQL. */

@@ -1,5 +1,5 @@
 import { pipeline } from 'node:stream/promises';
-import { quoteIdentifier, withCancellable, withClient, type Client, type Pool } from '../db/connect.js';
+import { quoteIdentifier, withCancellable, withClient, type Client, type Pool, type Runner } from '../db/connect.js';
 import { copyInto, copyRows } from '../db/copy.js';
 import { databaseFailure } from '../db/failure.js';
 import type { State } from '../db/state.js';
@@ -269,6 +269,6 @@ export async function findVanished(databases: Databases, session: Client, inputs
 }
 
 /** From here on the bare names in `session` are those of the state. */
-export async function enterState(session: Client, schema: string): Promise<void> {
+export async function enterState(session: Runner, schema: string): Promise<void> {
   await session.query(`set local search_path = ${quoteIdentifier(schema)}`);
 }

@@ -1,5 +1,5 @@
 import type { Counts } from '../core/guard.js';
-import type { Client } from '../db/connect.js';
+import type { Client, Runner } from '../db/connect.js';
 import { hashOf } from '../outbox/queue.js';
 
 /**
@@ -43,7 +43,7 @@ export interface RunCounts extends Counts {
  * Leaves people who were erased on request out of what a comparison found. `definitionId` null: it was never registered,
  * and the state may not have been made yet.
  */
-export async function leaveOutForgotten(session: Client, definitionId: number | null): Promise<void> {
+export async function leaveOutForgotten(session: Runner, definitionId: number | null): Promise<void> {
   if (definitionId === null) {
     const { rows } = await session.query<{ there: boolean }>(`select to_regclass('forgotten') is not null as there`);
     if (rows[0]?.there !== true) return;
@@ -60,7 +60,7 @@ export async function leaveOutForgotten(session: Client, definitionId: number | 
 }
 
 /** What applying `delta` does to a definition that has `before` members; `fields` are those whose values may turn to null. */
-export async function countDelta(session: Client, before: number, fields: readonly string[]): Promise<RunCounts> {
+export async function countDelta(session: Runner, before: number, fields: readonly string[]): Promise<RunCounts> {
   const result = await session.query<
     Record<
       'entered' | 'exited' | 'changed' | 'without' | 'conflicting' | 'skipped' | 'kept' | 'back' | 'nulled',

@@ -1,5 +1,6 @@
 import type { Definition } from '../core/definition.js';
 import { withClient, type Client } from '../db/connect.js';
+import { repeat, type Repeated } from '../db/repeated.js';
 import { hashDefinition } from './close.js';
 import {
   comparisonOf,
@@ -11,7 +12,7 @@ import {
 } from './comparison.js';
 import { KEPT_DELTA_TABLE } from './delta.js';
 import { isUserIdProfileId } from './people.js';
-import { evaluateStatement, evaluateSteps, NOW, type Evaluated, type Steps } from './some.js';
+import { COMPUTED_COLUMNS, evaluateStatement, evaluateSteps, NOW, type Evaluated, type Steps } from './some.js';
 import type { Moments } from './shape.js';
 import type { Inputs } from './statement.js';
 
@@ -28,24 +29,28 @@ export interface BatchSession {
   source: Client | null;
   context: CompareContext;
   plans: Map<string, Plan>;
-  /** Statements that were prepared on `client` so far. */
-  prepared: number;
+  /** The statements of `client`, and of `source`. */
+  run: Repeated;
+  runSource: Repeated | null;
+  /** Where bare names are looked for before they are those of the state, as SQL. */
+  path: string;
+  plannedAt: number;
 }
 
 /** What is known of a definition and prepared for it. */
-interface Plan {
+export interface Plan {
   definition: Definition;
   textHash: string;
   inputs: Inputs;
-  /** One database: the statement and its name; two: its steps. */
-  way: { kind: 'one'; name: string; text: string } | { kind: 'two'; steps: Steps; name: string };
+  /** One database: the statement; two: its steps. */
+  way: { kind: 'one'; text: string } | { kind: 'two'; steps: Steps };
   madeAt: number;
-  uses: number;
+  /** The definition's row has what this plan leaves there, but for members and fields. */
+  isLeft: boolean;
 }
 
-/** A prepared plan is made anew from time to time: tables grow, and so do what they are best read by. */
+/** Plans are made anew from time to time: tables grow, and so do what they are best read by. */
 const PLAN_LASTS_MS = 60_000;
-const PLAN_USES = 2_000;
 const STATEMENT_TIMEOUT_MS = 10_000;
 
 /** Makes a connection ready for batches: plans are kept, and `delta` is emptied at each commit instead of made anew. */
@@ -61,12 +66,21 @@ export async function openBatchSession(
     );
   }
   // Temporary tables come last: a person's SQL may read a table of its own that is named as one of them.
-  if (source === null)
-    await client.query(
-      `select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), false)`,
-    );
+  const { rows } = await client.query<{ path: string }>(
+    `select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), $1::text), false) as path`,
+    [source === null ? 'pg_temp' : null],
+  );
   await client.query(KEPT_DELTA_TABLE);
-  return { client, source, context, plans: new Map(), prepared: 0 };
+  return {
+    client,
+    source,
+    context,
+    plans: new Map(),
+    run: repeat(client),
+    runSource: source === null ? null : repeat(source),
+    path: rows[0]?.path ?? '',
+    plannedAt: performance.now(),
+  };
 }
 
 /** What is known of a definition before some of its profiles can be compared. */
@@ -80,10 +94,7 @@ export async function prepareSome(context: CompareContext, definition: Definitio
 
 export async function planOf(session: BatchSession, definition: Definition, row: DefinitionRow): Promise<Plan> {
   const known = session.plans.get(definition.key);
-  if (known?.definition === definition && known.uses < PLAN_USES && performance.now() - known.madeAt < PLAN_LASTS_MS) {
-    known.uses += 1;
-    return known;
-  }
+  if (known?.definition === definition && performance.now() - known.madeAt < PLAN_LASTS_MS) return known;
   const { databases, config } = session.context;
   const described = await prepareSome(session.context, definition, momentsAt('now', definition));
   refuseTypeChange(definition, row, described.shape);
@@ -92,83 +103,64 @@ export async function planOf(session: BatchSession, definition: Definition, row:
     moments: { ...described.moments, now: `(${databases.same ? NOW : '$3::timestamptz'})` },
   };
   const comparison = comparisonOf(databases, row, inputs);
-  if (known !== undefined) {
-    const owner = known.way.kind === 'one' ? session.client : session.source;
-    await owner?.query(`deallocate ${known.way.name}`).catch(() => undefined);
+  if (performance.now() - session.plannedAt >= PLAN_LASTS_MS) {
+    session.plannedAt = performance.now();
+    await Promise.all([session.run.all('discard plans'), session.runSource?.all('discard plans')]);
   }
-  session.prepared += 1;
-  const name = `some_${session.prepared}`;
   const plan: Plan = {
     definition,
     textHash: hashDefinition(definition, config),
     inputs,
     way: databases.same
-      ? { kind: 'one', name, text: evaluateStatement(inputs, comparison) }
-      : { kind: 'two', name, steps: evaluateSteps(inputs, comparison) },
+      ? { kind: 'one', text: evaluateStatement(inputs, comparison) }
+      : { kind: 'two', steps: evaluateSteps(inputs, comparison) },
     madeAt: performance.now(),
-    uses: 1,
+    isLeft: false,
   };
   session.plans.set(definition.key, plan);
   return plan;
 }
 
-/** Compares the profiles; leaves what differs in `delta`. */
-export async function evaluate(
+/** Compares the profiles; leaves what differs in `delta`. `after` is what is asked of that, and isn't waited for. */
+export async function evaluate<T>(
   session: BatchSession,
   plan: Plan,
   called: readonly string[],
   now: string,
-): Promise<Evaluated> {
-  const { client, source } = session;
+  after: () => Promise<T>,
+): Promise<[Evaluated, T]> {
+  const { run, runSource } = session;
   const { way } = plan;
   if (way.kind === 'one') {
-    await client.query('savepoint computing; set transaction read only');
-    const { rows } = await client.query<Evaluated>({ name: way.name, text: way.text, values: [called, now] });
-    await client.query('release savepoint computing');
-    return rows[0] ?? { affected: [], wanted: [], windows: [] };
+    const [, { rows }, , found] = await Promise.all([
+      run.all('savepoint computing; set transaction read only'),
+      run.query<Evaluated>(way.text, [called, now]),
+      run.all('release savepoint computing'),
+      after(),
+    ]);
+    return [rows[0] ?? { affected: [], wanted: [], windows: [] }, found];
   }
-  if (source === null) throw new Error('There is no session of the source.');
-  const idsOf = async (on: Client, text: string, ids: readonly string[]): Promise<readonly string[]> =>
+  if (runSource === null) throw new Error('There is no session of the source.');
+  const idsOf = async (on: Repeated, text: string, ids: readonly string[]): Promise<readonly string[]> =>
     (await on.query<{ id: string }>(text, [ids])).rows.map(({ id }) => id);
-  const touched = await idsOf(client, way.steps.touched, called);
+  const touched = await idsOf(run, way.steps.touched, called);
   let affected = [...new Set([...called, ...touched])];
-  await source.query('begin transaction read only');
+  await runSource.all('begin transaction read only');
   try {
-    const neighbours = way.steps.neighbours === null ? [] : await idsOf(source, way.steps.neighbours, called);
+    const neighbours = way.steps.neighbours === null ? [] : await idsOf(runSource, way.steps.neighbours, called);
     affected = [...new Set([...affected, ...neighbours])];
-    const before = await client.query<{ recipient: string }>(way.steps.before, [affected]);
-    const { rows } = await source.query<Record<string, readonly string[]> & { windows: Evaluated['windows'] }>({
-      name: way.name,
-      text: way.steps.computed,
-      values: [affected, before.rows.map(({ recipient }) => recipient), now],
-    });
+    const before = await run.query<{ recipient: string }>(way.steps.before, [affected]);
+    const { rows } = await runSource.query<Record<string, readonly string[]> & { windows: Evaluated['windows'] }>(
+      way.steps.computed,
+      [affected, before.rows.map(({ recipient }) => recipient), now],
+    );
     const computed = rows[0];
     if (computed === undefined) throw new Error('Computing gave no row.');
-    const {
-      wanted = [],
-      present = [],
-      windows,
-      recipient,
-      profile_id,
-      beside,
-      value,
-      unsendable,
-      rivals,
-      others,
-    } = computed;
-    await client.query(way.steps.compared, [
-      recipient ?? [],
-      profile_id ?? [],
-      beside ?? [],
-      value ?? [],
-      unsendable ?? [],
-      rivals ?? [],
-      others ?? [],
-      wanted,
-      present,
-    ]);
-    return { affected, wanted, windows };
+    const { wanted = [], present = [], windows } = computed;
+    const columns = COMPUTED_COLUMNS.map((column) => computed[column] ?? []);
+    const [, found] = await Promise.all([run.query(way.steps.compared, [...columns, wanted, present]), after()]);
+    return [{ affected, wanted, windows }, found];
   } finally {
-    await source.query('commit');
+    await runSource.all('commit');
   }
 }

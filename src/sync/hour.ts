@@ -1,6 +1,6 @@
 import type { GuardLimits } from '../core/definition.js';
 import { judgeGuard, overHour, type Counts, type GuardVerdict } from '../core/guard.js';
-import { quoteIdentifier, type Client } from '../db/connect.js';
+import { quoteIdentifier, type Client, type Runner } from '../db/connect.js';
 
 /**
  * What was written of a definition within the hour, by the minute (`tally`): in real time a guard judges that, since any
@@ -26,7 +26,7 @@ export async function readHour(session: Client, schema: string, definitionId: nu
  * The same, of whoever is elsewhere than an hour ago: somebody who leaves and comes back ten times is no exit. Read from
  * the history and `delta`, which is what would be written next; so these counts hold both.
  */
-async function readNetHour(session: Client, definitionId: number): Promise<Pick<Hour, 'entered' | 'exited'>> {
+async function readNetHour(session: Runner, definitionId: number): Promise<Pick<Hour, 'entered' | 'exited'>> {
   const { rows } = await session.query<{ entered: string; exited: string }>(
     `with moves as (
        select recipient, kind::text as kind, at from transition
@@ -46,7 +46,7 @@ async function readNetHour(session: Client, definitionId: number): Promise<Pick<
  * where they would hold, the people that they are made of.
  */
 export async function judgeHour(
-  session: Client,
+  session: Runner,
   definitionId: number,
   limits: GuardLimits | null,
   counts: Counts,
@@ -65,7 +65,7 @@ export async function judgeHour(
 
 /** Adds what is being written in this transaction. */
 export async function addToHour(
-  session: Client,
+  session: Runner,
   definitionId: number,
   { entered, exited, changed, nulled }: Hour,
 ): Promise<void> {
@@ -73,9 +73,10 @@ export async function addToHour(
   await session.query(
     `with over as (delete from tally where definition_id = ${definitionId} and minute < now() - interval '61 minutes')
      insert into tally (definition_id, minute, entered, exited, changed, nulled)
-     values (${definitionId}, greatest(date_trunc('minute', now()), (select max(minute) from tally where definition_id = ${definitionId})), ${entered}, ${exited}, ${changed}, ${nulled})
+     values (${definitionId}, greatest(date_trunc('minute', now()), (select max(minute) from tally where definition_id = ${definitionId})), $1::bigint, $2::bigint, $3::bigint, $4::bigint)
      on conflict (definition_id, minute) do update set entered = tally.entered + excluded.entered,
        exited = tally.exited + excluded.exited, changed = tally.changed + excluded.changed, nulled = tally.nulled + excluded.nulled`,
+    [entered, exited, changed, nulled],
   );
 }
 

@@ -109,7 +109,16 @@ export interface Steps {
   compared: string;
 }
 
-const COMPUTED_COLUMNS = ['recipient', 'profile_id', 'beside', 'value', 'unsendable', 'rivals', 'others'] as const;
+/** The columns of what was computed, in the order of the parameters of `compared`. */
+export const COMPUTED_COLUMNS = [
+  'recipient',
+  'profile_id',
+  'beside',
+  'value',
+  'unsendable',
+  'rivals',
+  'others',
+] as const;
 
 export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
   const { people, moments } = inputs;
