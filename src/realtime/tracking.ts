@@ -42,6 +42,7 @@ export interface TrackingOptions {
 
 /** What the SQL was found to be is looked at again after this. */
 const JUDGED_FOR_MS = 24 * 3_600_000;
+const REFUSED_FOR_MS = 10 * 60_000;
 /** One that couldn't be judged is tried again after this. */
 const TRY_AGAIN_MS = 60_000;
 
@@ -80,7 +81,9 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       return because;
     };
     try {
-      return remember(await find(definition), JUDGED_FOR_MS);
+      const because = await find(definition);
+      // What is against it may be mended, by an index above all.
+      return remember(because, because === null ? JUDGED_FOR_MS : REFUSED_FOR_MS);
     } catch (error) {
       if (isUnreachable(error)) throw error;
       if (!(error instanceof OperatorError))
