@@ -202,10 +202,11 @@ export async function loadWaiting(
           or o.kind = 'e' and o.recipient = any($2) and o.destination_id = $1
             and (select count(*) from (select from outbox as b where b.kind = 'e' and b.recipient = o.recipient
               and b.destination_id = $1 and b.id < o.id limit ${MOST_EVENTS}) as earlier) < ${MOST_EVENTS})
-        and d.state <> 'paused' and dd.stopped is null
-      order by o.id`,
+        and d.state <> 'paused' and dd.stopped is null`,
     values: [destinationId, recipients],
   });
+  // Not by PostgreSQL: a reader's session would rather read the whole queue in the order of its index than sort.
+  rows.sort((a, b) => a.id - b.id);
   const byDefinition = new Map<number, Shared>();
   const byRecipient = new Map<string, WaitingRow[]>();
   for (const row of rows) {
