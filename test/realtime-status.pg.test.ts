@@ -1,3 +1,4 @@
+import { stripVTControlCharacters } from 'node:util';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { CommandContext } from '../src/cli/command.js';
 import { resume } from '../src/cli/pause.js';
@@ -25,7 +26,8 @@ async function print(
   };
   const confirm = (): Promise<boolean> => Promise.resolve(true);
   await command({ opened: live.harness.opened, output, signal: new AbortController().signal, confirm });
-  return { text: lines.join('\n'), object };
+  // Whoever runs the tests may have colours.
+  return { text: stripVTControlCharacters(lines.join('\n')), object };
 }
 const printStatus = () => print((context) => status(context, null));
 
