@@ -39,6 +39,11 @@ export function recipientsQuery(people: People, moments: Moments, only: string |
   const all = asSubquery(peopleQuery(people, moments));
   const among = only === null ? '' : ` and p.profile_id = any(${only})`;
   const none = 'null::text as lender';
+  // Asked of some alone, the others' rows must not be read to find that they have none.
+  const without = (has: string): string =>
+    only === null
+      ? `not exists (select from ${all} as q where q.profile_id = p.profile_id and ${has})`
+      : `not p.profile_id = any(array(select q.profile_id from ${all} as q where q.profile_id = any(${only}) and ${has}))`;
   switch (people.shape.key) {
     case 'user_id':
       return `select p.profile_id, 'u:' || p.user_id as recipient, p.email as beside, ${none} from ${all} as p where ${hasUserId('p.user_id')}${among}`;
@@ -48,7 +53,7 @@ export function recipientsQuery(people: People, moments: Moments, only: string |
         union all
         select p.profile_id, 'u:' || p.user_id, null, null from ${all} as p
         where ${hasEmail('p.email')} is not true and ${hasUserId('p.user_id')}${among}
-          and not exists (select from ${all} as q where q.profile_id = p.profile_id and ${hasEmail('q.email')})`;
+          and ${without(hasEmail('q.email'))}`;
     case 'hybrid': {
       // The smallest userId comes first, and of those who have it the smallest profile.
       const least = `min(array[q.user_id, q.profile_id::text] collate "C")`;
@@ -65,7 +70,7 @@ export function recipientsQuery(people: People, moments: Moments, only: string |
           case when o.least is not null then p.email end, o.least[2]
         from ${all} as p ${owner}
         where ${hasUserId('p.user_id')} is not true and ${hasEmail('p.email')}${among}
-          and not exists (select from ${all} as q where q.profile_id = p.profile_id and ${hasUserId('q.user_id')})`;
+          and ${without(hasUserId('q.user_id'))}`;
     }
   }
 }
