@@ -185,10 +185,9 @@ describe('what waits', () => {
       .map(({ body }) => (JSON.parse(body) as { userId: string }).userId);
     const priorities = people.map((userId) => 2 - Math.floor((Number(userId.slice(1)) - 1) / 200));
     expect(priorities).toHaveLength(600);
-    // Whoever isn't sent within a second is given back and read again, with whatever they are to be told by then: while
-    // they are read, some tenths of a second, others go. In no order at all it would be two in three.
-    expect(priorities.slice(0, 200).filter((priority) => priority > 0).length).toBeLessThan(60);
-    expect(priorities.slice(200, 400).filter((priority) => priority > 1).length).toBeLessThan(60);
+    // Requests under way at the same time may overtake each other, and whoever is given back goes a little later.
+    expect(priorities.slice(0, 200).filter((priority) => priority > 0).length).toBeLessThan(20);
+    expect(priorities.slice(200, 400).filter((priority) => priority > 1).length).toBeLessThan(20);
   });
 });
 
