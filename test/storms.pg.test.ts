@@ -268,7 +268,9 @@ describe('a storm of failures', () => {
     faults.failRandomly({ share: 0.11, seed: 3, status: 500, afterApplying: true });
     const sync = async (): Promise<void> => {
       const { delivery } = await meanwhile(harness.sync(), hurry);
-      expect(delivery).toMatchObject({ waiting: 0, ahead: 0, later: 0, refused: 0, stalled: false });
+      expect(delivery).toMatchObject({ waiting: 0, ahead: 0, refused: 0, stalled: false });
+      // One that has failed very often may wait for a minute when nothing else is left.
+      if ((delivery?.later ?? 0) > 0) await sync();
     };
     await sync();
     expect(count('users/bulkUpdate')).toBe(0);

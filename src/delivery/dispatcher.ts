@@ -13,16 +13,8 @@ import {
   stopDestination,
   type Settlement,
 } from '../outbox/settle.js';
-import {
-  goBack,
-  isMoreWaiting,
-  keepReader,
-  liveOnly,
-  readQueue,
-  START,
-  type QueueRead,
-  type Ways,
-} from '../outbox/reader.js';
+import { isMoreWaiting, keepReader, readQueue, type QueueRead, type Room } from '../outbox/reader.js';
+import { createBookmark, isShut, LOOK_EVERY_MS } from './bookmark.js';
 import type { LaneFigures } from './lane.js';
 import { createMeter } from './meter.js';
 import { createOutlet, type Memory, type Outlet } from './outlet.js';
@@ -87,8 +79,6 @@ const COUNT_EVERY_MS = 500;
 const LIVE_EVERY_MS = 50;
 const MOST_LIVE = 500;
 const SOON_MS = 10;
-const LOOK_EVERY_MS = 250;
-const REREAD_EVERY_MS = 10_000;
 /** Higher than any id. */
 const NOTHING = Infinity;
 const AFTER_ERROR = { firstMs: 1_000, longestMs: 10_000 };
@@ -123,18 +113,11 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     !stopping && refusal === null && destinationState === 'active' && options.mayBegin(timeoutMs);
   const outlet = createOutlet({ port, mayBegin, memory: options.memory, onFree: signal.notify });
 
-  let position = START;
-  let waysRead: Ways = { marks: false, lists: false, events: false, asks: false };
-  let readSince = -Infinity;
   let countedAt = -Infinity;
   let liveReadAt = -Infinity;
-  /** The lowest id of something new; 0 where that may be any. */
-  let newFrom = 0;
-  /** The same of what is due and was given back, by a lane that was full or closed: that is looked at a little later. */
-  let leftFrom = NOTHING;
-  let leftReadAt = -Infinity;
-  const readFrom = (lowestId: number): void => {
-    newFrom = Math.min(newFrom, lowestId);
+  const bookmark = createBookmark();
+  const hear = (lowestId: number): void => {
+    bookmark.hear(lowestId);
     signal.notify();
   };
 
@@ -214,8 +197,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
 
   const release = (recipient: string, lowestLeft: number): void => {
     const moreFrom = underWay.end(recipient);
-    if (moreFrom < NOTHING) readFrom(moreFrom);
-    leftFrom = Math.min(leftFrom, lowestLeft);
+    if (moreFrom < NOTHING) hear(moreFrom);
+    bookmark.leave(lowestLeft);
   };
   const end = (recipient: string, rows: readonly WaitingRow[], { lookAgain, restMs }: Delivered): void => {
     if (restMs === 0) {
@@ -279,16 +262,15 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
    * Bulk while very many recipients wait. Looked at whenever there is more than what was just read; false where it can't
    * be said yet.
    */
-  const choosePipeline = async (isMore: boolean, ways: Ways): Promise<boolean> => {
+  const choosePipeline = async (isMore: boolean): Promise<boolean> => {
     const isBulk = outlet.pipeline() === 'bulk';
     if ((port.update.bulk === null && port.track.bulk === null) || (!isBulk && !isMore)) return true;
     if (performance.now() - countedAt < COUNT_EVERY_MS) return true;
     countedAt = performance.now();
     // What is under way waits, too, until it is settled.
     const recipients = BULK_FROM - slots.taken();
-    // Behind the position are not those that were passed over because their lane is closed.
-    const from = ways.marks && ways.events ? position : START;
-    const more = recipients < 0 || (await isMoreWaiting(state.pool, destinationId, { position: from, recipients }));
+    const waits = { position: bookmark.unread(), recipients };
+    const more = outlet.isBusy() || recipients < 0 || (await isMoreWaiting(state.pool, destinationId, waits));
     if (more && !options.prepareBulk()) {
       countedAt = -Infinity;
       setTimeout(signal.notify, SOON_MS);
@@ -300,60 +282,59 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   };
 
   /** Live calls don't wait for a place: those that have arisen are taken beyond what is under way. */
-  const takeLive = async (ways: Ways): Promise<void> => {
+  const takeLive = async (room: Room): Promise<void> => {
     if (slots.spare() === 0 || performance.now() - liveReadAt < LIVE_EVERY_MS) return;
     liveReadAt = performance.now();
-    const from = liveOnly(goBack(position, newFrom));
-    const read = await reader.use((client) =>
-      readQueue(client, destinationId, { position: from, ways, limit: MOST_LIVE }),
-    );
+    const behind = { position: bookmark.live(), room, limit: MOST_LIVE };
+    const read = await reader.use((client) => readQueue(client, destinationId, behind));
     await take(read.rows.filter(({ recipient }) => !underWay.has(recipient)).slice(0, slots.spare()));
   };
 
-  /** Reads the queue once; whether there may be more to take at once. */
-  const turn = async (): Promise<boolean> => {
+  /** How many more calls can be sent in time, beyond those that are about to begin. */
+  const roomNow = (): Room => {
+    const room = outlet.room();
+    const left = (calls: number): number => Math.max(0, calls - slots.waiting());
+    return { marks: left(room.marks), lists: left(room.lists), events: left(room.events), asks: left(room.asks) };
+  };
+
+  /** Reads the queue once; for how long there is nothing more to do unless something happens. */
+  const turn = async (): Promise<number> => {
     if (refusal !== null) await stopForRefusal(refusal);
     await stops.flush();
-    const ways = outlet.ways();
+    const room = roomNow();
+    if (!options.mayBegin(0) || isShut(room)) return LOOK_EVERY_MS;
     const { take: most, atLeast } = SIZES[outlet.pipeline()];
-    const isIdle = slots.taken() === 0;
-    const isOpen = Object.values(ways).some((way) => way);
-    if (!options.mayBegin(0) || !isOpen) return false;
-    const isFull = slots.free() < atLeast && !isIdle;
+    const isFull = slots.free() < atLeast && slots.taken() > 0;
     // Loading a thousand recipients takes a while, too.
-    if (isFull || outlet.pipeline() === 'bulk') await takeLive(ways);
-    if (isFull) return false;
+    if (isFull || outlet.pipeline() === 'bulk') await takeLive(room);
+    if (isFull) {
+      await choosePipeline(true);
+      return slots.free() < atLeast ? LOOK_EVERY_MS : 0;
+    }
 
-    const opened = (['marks', 'lists', 'events', 'asks'] as const).some((way) => ways[way] && !waysRead[way]);
-    const now = performance.now();
-    const isLeftDue = leftFrom < NOTHING && now - leftReadAt > LOOK_EVERY_MS;
-    const isAll = opened || now - readSince > REREAD_EVERY_MS;
-    position = goBack(position, isAll ? 0 : Math.min(newFrom, isLeftDue ? leftFrom : NOTHING));
-    if (position === START) readSince = now;
-    if (isLeftDue || isAll) [leftFrom, leftReadAt] = [NOTHING, now];
-    newFrom = NOTHING;
-    waysRead = ways;
-    const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), underWay.room(), Math.max(1, outlet.room()));
-    const read = await reader.use((client) => readQueue(client, destinationId, { position, ways, limit }));
+    const position = bookmark.next(room, performance.now());
+    if (position === null) return bookmark.restMs(performance.now());
+    const limit = outlet.isTrying() ? 1 : Math.min(most, slots.free(), underWay.room());
+    const read = await reader.use((client) => readQueue(client, destinationId, { position, room, limit }));
     if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
-      newFrom = 0;
+      bookmark.hear(0);
     [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
     stops.heed(paused);
-    if (!(await choosePipeline(!read.isEnd, ways))) return false;
-    position = read.position;
+    if (!(await choosePipeline(!read.isEnd))) return LOOK_EVERY_MS;
+    bookmark.advance(read);
     await take(read.rows);
     isDatabaseAway = false;
-    return !read.isEnd || newFrom < NOTHING;
+    return bookmark.restMs(performance.now());
   };
 
   const loop = async (): Promise<void> => {
     while (!stopping) {
       try {
-        const isMore = await turn();
+        const restMs = await turn();
         errors = 0;
-        if (!isMore) await signal.wait(LOOK_EVERY_MS);
+        if (restMs > 0) await signal.wait(Math.ceil(restMs));
       } catch (error) {
-        newFrom = 0;
+        bookmark.hear(0);
         if (error instanceof LeaseLostError) {
           await signal.wait(LOOK_EVERY_MS);
           continue;
@@ -368,7 +349,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const looping = loop();
 
   return {
-    nudge: (lowestId = 0) => readFrom(lowestId),
+    nudge: (lowestId = 0) => hear(lowestId),
     stop: async () => {
       stopping = true;
       signal.notify();

@@ -27,6 +27,8 @@ export interface Lane<R = Verdict> {
   state: () => 'open' | 'trying' | 'closed';
   /** How many more calls can be sent within their patience. */
   room: () => number;
+  /** How long an urgent call would wait until it is sent. */
+  waitMs: () => number;
   /** Why the lane isn't open, in a sentence; null where it is. */
   trouble: () => string | null;
   /** For how long the last request still counts for the quota. */
@@ -351,6 +353,13 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
       const resent = units.reduce((sum, { entries }) => sum + entries.length, 0);
       const sendable = isTroubled() ? 1 : pace.perSecond(now()) * carrier.most * (patienceMs / 1000) * 0.8;
       return Math.max(0, Math.max(1, Math.floor(sendable)) - urgent.length - plain.length - resent);
+    },
+    waitMs: () => {
+      const at = now();
+      const isGathering = urgent.length + plain.length > 0;
+      const gathersMs = isGathering ? readyAt() - at : carrier.most > 1 ? GATHER_MS : 0;
+      const turns = Math.floor((urgent.length + units.length) / carrier.most);
+      return Math.max(0, gathersMs, pace.opensAt() - at) + (turns * 1_000) / pace.perSecond(at);
     },
     trouble: () => {
       if (isTroubled()) return `The destination does not answer as it should (${lastFailure}).`;

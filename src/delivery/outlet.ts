@@ -29,10 +29,10 @@ export interface Outlet {
   listOf: (name: string) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
   setPipeline: (pipeline: Pipeline) => void;
   pipeline: () => Pipeline;
-  /** Which kinds of calls can be sent now: their lane is open and has room. */
-  ways: () => { marks: boolean; lists: boolean; events: boolean; asks: boolean };
-  /** How many more calls can be sent in time by the lane that can take most. */
-  room: () => number;
+  /** How many more calls of each kind can be sent in time: none where their lane is closed. */
+  room: () => { marks: number; lists: number; events: number; asks: number };
+  /** Whether more is sent than could go singly. */
+  isBusy: () => boolean;
   /** No lane for users and events is open: those that aren't closed try one request at a time. */
   isTrying: () => boolean;
   trouble: () => string | null;
@@ -51,6 +51,8 @@ export interface OutletOptions {
 /** Five requests of a thousand users a second, and ten of events, for a minute; a third more, so that it is seldom full. */
 const MOST_USERS = 390_000;
 const MOST_EVENTS = 780_000;
+/** The share of the quota for single requests beyond which calls go on in bulk. */
+const BUSY = 0.8;
 
 interface Lanes {
   single: Lane;
@@ -97,7 +99,7 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
   const lists =
     port.lists === null ? null : { ...port.lists, lane: laneOf(port.lists.carrier), read: laneOf(port.lists.reads) };
 
-  const isUsable = (lane: Pick<Lane, 'state' | 'room'>): boolean => lane.state() !== 'closed' && lane.room() > 0;
+  const roomOf = (lane: Lane<unknown>): number => (lane.state() === 'closed' ? 0 : lane.room());
   const currentOf = ({ single, bulk }: Lanes): Lane => (pipeline === 'bulk' && bulk !== null ? bulk : single);
   const send = <C>(
     way: Way<C>,
@@ -106,8 +108,8 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
   ): Promise<Verdict | null> => {
     const urgent = urgency !== 'later';
     if (bulk === null) return single.send(way.item(call), urgent);
-    // The quota for single requests is idle while others go in bulk, and nobody is waited for there.
-    const current = urgency === 'now' && isUsable(single) ? 'single' : pipeline;
+    // The quota for single requests is idle while others go in bulk: live calls go by whichever is sooner.
+    const current = urgency === 'now' && roomOf(single) > 0 && single.waitMs() <= bulk.waitMs() ? 'single' : pipeline;
     const taken = recency.pipelineOf(recipient, now()) ?? current;
     // From now on: a call that is given back may have been sent, and to have failed.
     recency.note(recipient, taken, now());
@@ -116,6 +118,12 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
       if (verdict !== null) recency.note(recipient, taken, now());
       return verdict;
     });
+  };
+
+  const isBusy = ({ single, bulk }: Lanes): boolean => {
+    if (bulk === null) return false;
+    const { allowed, callsPerSecond } = single.figures();
+    return callsPerSecond + bulk.figures().callsPerSecond > BUSY * allowed;
   };
 
   const all = (): readonly Lane<unknown>[] => [...lanes.values()];
@@ -154,13 +162,13 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
       pipeline = next;
     },
     pipeline: () => pipeline,
-    ways: () => ({
-      marks: isUsable(currentOf(updates)),
-      events: isUsable(currentOf(tracks)),
-      lists: lists === null || isUsable(lists.lane),
-      asks: asks === null || isUsable(asks.lane),
+    room: () => ({
+      marks: roomOf(currentOf(updates)),
+      events: roomOf(currentOf(tracks)),
+      lists: lists === null ? Infinity : roomOf(lists.lane),
+      asks: asks === null ? Infinity : roomOf(asks.lane),
     }),
-    room: () => Math.max(currentOf(updates).room(), currentOf(tracks).room()),
+    isBusy: () => pipeline === 'bulk' && [updates, tracks].some(isBusy),
     isTrying: () => [updates, tracks].every((lanes) => currentOf(lanes).state() !== 'open'),
     trouble: () => all().reduce<string | null>((found, lane) => found ?? lane.trouble(), null),
     quietMs: () => Math.max(...all().map((lane) => lane.quietMs())),

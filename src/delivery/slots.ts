@@ -12,6 +12,8 @@ export interface Slots {
   free: () => number;
   spare: () => number;
   taken: () => number;
+  /** Of those taken, how many have yet to begin. */
+  waiting: () => number;
   resize: (most: number) => void;
 }
 
@@ -29,6 +31,7 @@ export function createSlots(most: number, onFree: () => void): Slots {
   const limiter = new Bottleneck({ maxConcurrent: most });
   let size = most;
   let taken = 0;
+  let waiting = 0;
   const give = (count: number): void => {
     taken -= count;
     onFree();
@@ -39,8 +42,12 @@ export function createSlots(most: number, onFree: () => void): Slots {
       for (let first = 0; first < all.length; first += slabSize) {
         const slab = all.slice(first, first + slabSize);
         taken += slab.length;
+        waiting += slab.length;
         void limiter
-          .schedule({ weight: slab.length }, () => Promise.all(slab.map(task)))
+          .schedule({ weight: slab.length }, () => {
+            waiting -= slab.length;
+            return Promise.all(slab.map(task));
+          })
           .finally(() => give(slab.length));
       }
     },
@@ -51,6 +58,7 @@ export function createSlots(most: number, onFree: () => void): Slots {
     free: () => Math.max(0, size - taken),
     spare: () => Math.max(0, size + SPARE - taken),
     taken: () => taken,
+    waiting: () => waiting,
     resize: (next) => {
       if (next === size) return;
       size = next;

@@ -2,13 +2,14 @@ import type { Pool, Queryable } from '../db/connect.js';
 import { keepSession, type KeptSession } from '../db/session.js';
 import { LIST } from './queue.js';
 
-/** Which calls can be sent now: marks, events, and those for which the destination has to be asked first. */
-export interface Ways {
-  marks: boolean;
+/** How many more calls of each kind can be sent now. */
+export interface Room {
+  marks: number;
   /** Marks that have a place on a list due, and nothing else. */
-  lists: boolean;
-  events: boolean;
-  asks: boolean;
+  lists: number;
+  events: number;
+  /** Marks for which the destination has to be asked first. */
+  asks: number;
 }
 
 /**
@@ -80,18 +81,22 @@ const IS_READY = `o.due_at <= now() and ${isOn('o')}
   end`;
 const WAITED = '(o.attempts > 0 or o.confirm > 0)';
 
+/** What is read of a call; `way` is the kind of room that it takes. */
+const CALL = `o.id, o.version, o.recipient, o.due_at, case when o.kind = 'e' then 'events' when o.confirm > 0 then 'asks'
+    when o.columns <@ array['${LIST}'] then 'lists' else 'marks' end as way`;
+
 const readNew = (priority: number, position: string): string =>
-  `(select ${priority} as part, o.id, o.version, o.recipient, o.due_at from outbox as o
+  `(select ${priority} as part, ${CALL} from outbox as o
     where o.destination_id = $1 and o.priority = ${priority} and o.id > ${position} and not ${WAITED} and ${IS_READY}
     order by o.id limit $9)`;
 
 const READ_QUEUE = `
-  select q.part, q.id, q.version, q.recipient, q.due_at::text as due_at, head.*
+  select q.part, q.id, q.version, q.recipient, q.due_at::text as due_at, q.way, head.*
   from destination as t left join lateral (
     select *, row_number() over () as n from (
       ${readNew(0, '$2')}
       union all
-      (select 3, o.id, o.version, o.recipient, o.due_at from outbox as o
+      (select 3, ${CALL} from outbox as o
         where o.destination_id = $1 and ${WAITED} and o.due_at >= $5::timestamptz
           and (o.due_at, o.id) > ($5::timestamptz, $10::bigint) and ${IS_READY}
         order by o.due_at, o.id limit $9)
@@ -121,6 +126,14 @@ interface ReadRow {
   version: number;
   recipient: string;
   due_at: string;
+  way: keyof Room;
+}
+
+/** The first of them, as far as there is room for each. */
+function cut(rows: readonly ReadRow[], room: Room): readonly ReadRow[] {
+  const left = { ...room };
+  const end = rows.findIndex(({ part, way }) => part !== null && (left[way] -= 1) < 0);
+  return end < 0 ? rows : rows.slice(0, end);
 }
 
 /**
@@ -142,13 +155,14 @@ function positionAfter(before: Position, read: readonly ReadRow[], isEnd: boolea
 }
 
 /**
- * `reader` is a connection of `keepReader`. The next calls after `position` that may be sent, at most `limit`: live ones first, then those that waited for their
- * time, then the others in the order of priority and arrival.
+ * The next calls after `position` that may be sent, at most `limit` and as many as there is room for: live ones first, then
+ * those that waited for their time, then the others in the order of priority and arrival. `reader` is a connection of
+ * `keepReader`.
  */
 export async function readQueue(
   reader: Queryable,
   destinationId: number,
-  { position, ways, limit }: { position: Position; ways: Ways; limit: number },
+  { position, room, limit }: { position: Position; room: Room; limit: number },
 ): Promise<QueueRead> {
   const { rows } = await reader.query<ReadRow>({
     name: 'personas_queue',
@@ -157,25 +171,26 @@ export async function readQueue(
       destinationId,
       ...position.new,
       position.waited.dueAt,
-      ways.marks,
-      ways.events,
-      ways.asks,
+      room.marks > 0,
+      room.events > 0,
+      room.asks > 0,
       limit,
       position.waited.id,
-      ways.lists,
+      room.lists > 0,
     ],
   });
   const [head] = rows;
   const state = head?.state ?? 'paused';
-  const read = rows.filter((row) => row.part !== null);
-  const isEnd = read.length < limit;
+  const fitting = cut(rows, room);
+  const read = fitting.filter(({ part }) => part !== null);
+  const isEnd = read.length < limit && fitting.length === rows.length;
   return {
     state,
     reason: head?.reason ?? null,
     paused: head?.paused ?? [],
     rows: read,
     isEnd,
-    position: positionAfter(position, rows, isEnd && state === 'active'),
+    position: positionAfter(position, fitting, isEnd && state === 'active'),
   };
 }
 
