@@ -1,3 +1,4 @@
+import { createFlush } from '../db/flush.js';
 import { LeaseLostError } from '../db/lease.js';
 import type { State } from '../db/state.js';
 import type { Port } from '../destinations/carrier.js';
@@ -98,6 +99,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const lists = new Map<string, ReturnType<Desk['listOf']>>();
   const underWay = createUnderWay();
   const reader = keepReader(state.pool);
+  const flush = createFlush(state.pool);
   let stopping = false;
   let isLeaseLost = false;
   let destinationState: QueueRead['state'] = 'active';
@@ -242,6 +244,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (resting.length > 0) await holdBack(state.pool, destinationId, resting);
     if (free.length === 0) return;
     const waiting = await reader.use((client) => loadWaiting(client, destinationId, free));
+    // Nothing is told that a crash could take back.
+    await flush();
     const isLive = (recipient: string): boolean => hasLive(waiting.get(recipient) ?? []);
     for (const recipient of free) underWay.begin(recipient, waiting.get(recipient) ?? []);
     const begin = (recipient: string): Promise<void> => deliver(recipient, waiting.get(recipient) ?? []);

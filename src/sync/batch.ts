@@ -19,8 +19,11 @@ import type { Inputs } from './statement.js';
  *
  * What is due is read before it is compared, in a statement of its own, so a change that comes meanwhile is due under
  * another id and is evaluated again. It all goes in three messages, each of which is answered before the next: what is due,
- * what differs, and what is written (`db/repeated.ts`). Whatever goes wrong, nothing is written and all stays due. The moment of a batch is
- * read under the lock, so batches of a definition have moments in the order in which they write.
+ * what differs, and what is written (`db/repeated.ts`). The moment of a batch is read under the lock, so batches of a
+ * definition have moments in the order in which they write.
+ *
+ * Whatever goes wrong, nothing is written and all stays due. That holds for a crash of the server as well, so the commit
+ * doesn't wait for the disk: who sends does (`db/flush.ts`).
  */
 export type BatchResult =
   | { kind: 'nothing' }
@@ -66,7 +69,7 @@ async function lock(
 ): Promise<[Locked, DueRow]> {
   const schema = quoteIdentifier(context.databases.state.schema);
   const [, { rows }, due] = await Promise.all([
-    run.all(`begin; set local synchronous_commit = on; ${definitionLock(definitionId)}`),
+    run.all(`begin; set local synchronous_commit = off; ${definitionLock(definitionId)}`),
     run.query<{ locked: string }>(
       `select jsonb_build_object('now', set_config('personas.now', clock_timestamp()::text, true), 'state', state, 'full_run', full_run,
        'held', exists (select from ${schema}.run as r where r.definition_id = d.id and r.outcome = 'held' and r.decision is null),
