@@ -222,7 +222,7 @@ export async function lead(
         config: () => config,
         leader: lease.holder,
         follows: scheduled,
-        onChanged: () => deliveries.nudge(),
+        onRaised: deliveries.nudge,
         log,
       });
       // Stopped after the scheduler: a run that ends may still ask for what was captured.

@@ -86,7 +86,7 @@ async function openWorker(): Promise<Worker> {
     return {
       kind: 'written',
       profiles: profiles.length,
-      changed: profiles.length,
+      raisedFrom: Number(profiles[0]),
       counts: null,
       more: rows.length === limit,
     };
@@ -115,7 +115,7 @@ function evaluate(more: Partial<EvaluatorOptions> = {}): Evaluator {
     definitions: () => definitions,
     openWorker,
     follows: true,
-    onChanged: () => undefined,
+    onRaised: () => undefined,
     onTooSlow: async (id, sentence) => {
       tooSlow.push(sentence);
       await captured.state.query(`update definition set tracking = 'polled', polled_because = $2 where id = $1`, [
@@ -158,9 +158,9 @@ async function stuckBecause(key: string): Promise<string | null> {
 }
 
 describe('an evaluator', () => {
-  it('evaluates at once what it is told of, and tells how many have changed', async () => {
-    let changed = 0;
-    const evaluator = evaluate({ onChanged: (count) => (changed += count) });
+  it('evaluates at once what it is told of, and tells where it stands in the outbox', async () => {
+    const raised: number[] = [];
+    const evaluator = evaluate({ onRaised: (lowestId) => raised.push(lowestId) });
     await due('vip', 0);
     await settles();
     // The first is found by looking; from then on the definition is known.
@@ -168,7 +168,7 @@ describe('an evaluator', () => {
     evaluator.notify([await due('vip', 1, 2)]);
     await settles();
     expect(performance.now() - began).toBeLessThan(500);
-    expect(changed).toBe(3);
+    expect(raised).toEqual([0, 1]);
   });
 
   it('finds by itself what nobody tells it of, and windows that are reached', async () => {

@@ -45,7 +45,7 @@ function follow(): void {
         return context;
       }),
     follows: true,
-    onChanged: () => undefined,
+    onRaised: () => undefined,
     onTooSlow: (_, sentence) => {
       tooSlow.push(sentence);
       return Promise.resolve();

@@ -96,6 +96,15 @@ async function evaluate({ harness, session }: Site, key: string, limit: number):
   return evaluateBatch(session, definition, row!['id'] as number, { limit });
 }
 
+/** The version that was given last; `lowest` the lowest id of what has a later one than `version`. */
+async function readRaised({ harness }: Site, version = 0): Promise<{ version: number; lowest: number | null }> {
+  const [raised] = await harness.state(
+    `select (select last_value from version)::int as version, (select min(id)::int from outbox where version > $1) as lowest`,
+    [version],
+  );
+  return raised as { version: number; lowest: number | null };
+}
+
 /** All that a comparison leaves, but moments and numbers. */
 async function readAll({ harness }: Site): Promise<Record<string, unknown>> {
   const real = `recipient !~ '^.:f'`;
@@ -165,7 +174,10 @@ describe.each<[ProjectKey, boolean]>([
           await followChanges(some, changedProfiles(world, next));
           for (const each of KEYS) {
             await runInFull(full, each);
-            await evaluate(some, each, 100);
+            const { version } = await readRaised(some);
+            const result = await evaluate(some, each, 100);
+            const { lowest } = await readRaised(some, version);
+            expect(result.kind === 'written' ? result.raisedFrom : null).toBe(lowest);
           }
           expect(await readAll(some)).toEqual(await readAll(full));
           world = next;

@@ -42,8 +42,8 @@ export interface EvaluatorOptions {
   openWorker: () => Promise<Worker>;
   /** False: evaluates only what `drain` asks for. */
   follows: boolean;
-  /** So many recipients have something to be told of. Must not throw. */
-  onChanged: (count: number) => void;
+  /** Something is to be told of, with this id in the outbox or a higher one. Must not throw. */
+  onRaised: (lowestId: number) => void;
   /** A definition can't be followed at once: evaluating its profiles takes too long. */
   onTooSlow: (definitionId: number, sentence: string) => Promise<void>;
   log: Logger;
@@ -90,7 +90,7 @@ interface Place {
 }
 
 export function startEvaluator(options: EvaluatorOptions): Evaluator {
-  const { state, definitions, openWorker, follows, onChanged, onTooSlow, log } = options;
+  const { state, definitions, openWorker, follows, onRaised, onTooSlow, log } = options;
   const works = new Map<number, Work>();
   const places: readonly Place[] = Array.from({ length: WORKERS }, (_, index) => ({
     index,
@@ -191,7 +191,7 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
     if (result.kind === 'written') {
       const now = performance.now();
       work.speed = learnSpeed(work.speed, { profiles: result.profiles, tookMs: now - began }, now);
-      if (result.changed > 0) onChanged(result.changed);
+      if (result.raisedFrom !== null) onRaised(result.raisedFrom);
     }
     return result;
   };

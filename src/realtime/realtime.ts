@@ -31,15 +31,15 @@ export interface RealTimeOptions {
   leader: string;
   /** False: moves and evaluates only what is asked for. */
   follows: boolean;
-  /** Something is to be told. */
-  onChanged: () => void;
+  /** Something is to be told, with this id in the outbox or a higher one. */
+  onRaised: (lowestId: number) => void;
   log: Logger;
 }
 
 const LOOK_EVERY_MS = 5_000;
 
 export async function startRealTime(options: RealTimeOptions): Promise<RealTime> {
-  const { context, config, leader, follows, onChanged, log } = options;
+  const { context, config, leader, follows, onRaised, log } = options;
   const { databases } = context;
   const { pool } = databases.state;
   const installation = await readInstallation(options);
@@ -59,7 +59,7 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
     definitions: followed,
     openWorker: () => openWorker(compareContext),
     follows,
-    onChanged,
+    onRaised,
     onTooSlow: async (definitionId, sentence) => {
       const { rows } = await pool.query<{ key: string }>('select key from definition where id = $1', [definitionId]);
       await giveUp(

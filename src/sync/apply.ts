@@ -35,6 +35,8 @@ interface Step {
   ops: string;
   text: string;
   values?: unknown[];
+  /** Whether it puts something into the outbox. */
+  raises?: true;
 }
 
 /** The id of a track call, fixed when it arises: the same parts give the same id. */
@@ -125,6 +127,7 @@ function raiseMarks({ definitionId, key, kind, fields, priority }: Applied): rea
   return [
     {
       ops: 'exc',
+      raises: true,
       text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm)
      select 'm', destination_id, ${definitionId}, ${priority}, recipient, columns, introduce, confirm from (
        select dd.destination_id, d.recipient, ${columns} as columns, d.introduce, case when d.vanished then 1 else 0 end as confirm
@@ -213,6 +216,7 @@ function raiseEvents(applied: Applied): readonly Step[] {
   const isNew = `(not d.known or dd.backfill is not distinct from 'initial' and t.profile_id is null)`;
   const insert = (ops: string, event: string, id: string, properties: string, where: string): Step => ({
     ops,
+    raises: true,
     text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties, beside, confirm)
        select 'e', dd.destination_id, ${definitionId}, ${priority}, d.recipient, dd.${event}, ${id}, ${now}, ${properties},
          case when d.introduce then d.beside end, case when d.vanished then 1 else 0 end
@@ -322,17 +326,21 @@ export async function applyDelta(session: Runner, applied: Applied, { send }: { 
 
 /**
  * The same where a few recipients were compared, grouped, by a definition that has run before: what can do nothing for
- * want of such differences isn't run, and nothing waits for the answer to the statement before.
+ * want of such differences isn't run, and nothing waits for the answer to the statement before. Returns the lowest id in
+ * the outbox of what was raised; null where nothing was.
  */
 export async function applySome(
   session: Runner,
   applied: Applied,
   { ops, tracked, conflicts }: { ops: ReadonlySet<string>; tracked: boolean; conflicts: boolean },
-): Promise<void> {
-  const begin = (steps: readonly Step[]): Promise<unknown>[] =>
-    steps
-      .filter((step) => [...ops].some((op) => step.ops.includes(op)))
-      .map(({ text, values }) => session.query(text, values));
+): Promise<number | null> {
+  let lowest = Infinity;
+  const run = async ({ text, values, raises }: Step): Promise<void> => {
+    const { rows } = await session.query<{ id?: number }>(raises === true ? `${text} returning id` : text, values);
+    if (raises === true) for (const { id = Infinity } of rows) lowest = Math.min(lowest, id);
+  };
+  const begin = (steps: readonly Step[]): Promise<void>[] =>
+    steps.filter((step) => [...ops].some((op) => step.ops.includes(op))).map(run);
   const [forget, note] = noteConflicts(applied);
   const written = begin([
     ...(tracked ? [findKnown(applied)] : []),
@@ -348,4 +356,5 @@ export async function applySome(
     await linkKeyChanges(session, applied);
   }
   await Promise.all([...written, ...begin([...(tracked ? raiseEvents(applied) : []), writeHistory(applied)])]);
+  return lowest === Infinity ? null : lowest;
 }

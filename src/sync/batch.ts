@@ -31,8 +31,8 @@ export type BatchResult =
   | { kind: 'waits'; because: string }
   /** The guard: what is due stays, and a run in full shows it to a person. */
   | { kind: 'holds'; because: string }
-  /** `changed` recipients have something to be told of; `more` waits. */
-  | { kind: 'written'; profiles: number; changed: number; counts: RunCounts | null; more: boolean };
+  /** What is to be told of stands in the outbox from the id `raisedFrom` on; `more` waits. */
+  | { kind: 'written'; profiles: number; raisedFrom: number | null; counts: RunCounts | null; more: boolean };
 
 export interface BatchOptions {
   /** How many due rows are taken at once. */
@@ -270,13 +270,16 @@ export async function evaluateBatch(
       }
     }
     const inputs = { ...plan.inputs, moments: { ...momentsAt('now', definition), now: `(${NOW_KEPT})` } };
+    let raising: Promise<number | null> = Promise.resolve(null);
     const writing: Promise<unknown>[] = [];
     if (differs) {
       const fields = await claimFields(run, inputs, row);
       const { runId = null } = options;
       const applied = appliedOf(inputs, row, { runId, priority: runId === null ? 0 : 1 });
       const conflicts = locked.conflicts > 0;
-      writing.push(applySome(run, { ...applied, some: evaluated.wanted }, { ops, tracked: locked.tracked, conflicts }));
+      const { tracked } = locked;
+      raising = applySome(run, { ...applied, some: evaluated.wanted }, { ops, tracked, conflicts });
+      writing.push(raising);
       // Before anything more is sent: these ask for something in between.
       if (ops.has('d') || (ops.has('e') && ops.has('x'))) await Promise.all(writing.splice(0));
       if (ops.has('d')) await refuseManyConflicts(session, definition, row);
@@ -296,7 +299,7 @@ export async function evaluateBatch(
     return {
       kind: 'written',
       profiles: due.profiles.length,
-      changed: differs ? counts.entered + counts.exited + counts.changed : 0,
+      raisedFrom: await raising,
       counts: differs ? counts : null,
       more: due.more,
     };
