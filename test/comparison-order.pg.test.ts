@@ -3,7 +3,7 @@ import { afterEach, expect, it } from 'vitest';
 import type { ProjectKey } from '../src/core/definition.js';
 import { retryDead } from '../src/outbox/dead.js';
 import { loadWaiting, type WaitingRow } from '../src/outbox/queue.js';
-import { settle } from '../src/outbox/settle.js';
+import { createSettler, type Settlement } from '../src/outbox/settle.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { runDefinition } from '../src/sync/run.js';
@@ -90,13 +90,19 @@ async function readyMarks(destination: number): Promise<(WaitingRow & { kind: 'm
   );
 }
 
+async function settle(settlements: readonly Settlement[]): Promise<void> {
+  const settler = createSettler(harness.opened.databases.state, LEADER);
+  await settler.settle(settlements);
+  settler.close();
+}
+
 async function deliver(told: Told, destination: number, { pick, refused }: Delivery): Promise<boolean> {
   const ready = await readyMarks(destination);
   const mark = ready[pick % Math.max(1, ready.length)];
   if (mark === undefined) return false;
   const { id, version, recipient } = mark;
   if (refused) {
-    await settle(harness.opened.databases.state, LEADER, [
+    await settle([
       { kind: 'refused', id, version, columns: null, reason: 'Some', answer: '', retryAfterMs: null, forgotten: null },
     ]);
     return true;
@@ -104,7 +110,7 @@ async function deliver(told: Told, destination: number, { pick, refused }: Deliv
   const value = mark.values[0]!.json;
   told.apart.set(recipient, value);
   told.together.set(ownerOf(recipient), value);
-  await settle(harness.opened.databases.state, LEADER, [{ kind: 'acknowledged', id, version, columns: null }]);
+  await settle([{ kind: 'acknowledged', id, version, columns: null }]);
   return true;
 }
 

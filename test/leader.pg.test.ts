@@ -287,7 +287,7 @@ describe('a leader', () => {
     await locker.query('begin; lock table personas.dead_call in access exclusive mode');
     await harness.state(`update destination set state = 'active'`);
     await expect
-      .poll(() => terminate(`wait_event_type = 'Lock' and query like '%delete from outbox as o using sent%'`), SOON)
+      .poll(() => terminate(`wait_event_type = 'Lock' and query like '%delete from outbox where id = any%'`), SOON)
       .toBe(1);
     await locker.query('rollback');
     locker.release();

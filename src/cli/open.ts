@@ -189,7 +189,7 @@ export async function openResources(options: OpenOptions): Promise<Opened> {
     const state = openState({
       url: config.state.url ?? sourceUrl,
       purpose: 'state',
-      max: MOST_PARALLEL + 20,
+      max: MOST_PARALLEL + 32,
       schema: config.state.schema,
       onError,
     });

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { BULK_REQUEST_MS, SINGLE_REQUEST_MS } from '../core/timeouts.js';
-import type { Pool, Queryable } from './connect.js';
+import type { Pool, Queryable, Runner } from './connect.js';
 
 /**
  * The leader's lease: one row with an expiry, kept by PostgreSQL's clock. Whoever holds it acts; the others stand by.
@@ -165,7 +165,7 @@ export class LeaseLostError extends Error {
  * is locked until the transaction ends, and whoever would lead next waits for it: an instance that stands still here is
  * cut off by the server before long. Throws a LeaseLostError where `leader` leads no more.
  */
-export async function fenceLease(client: Queryable, leader: string): Promise<void> {
+export async function fenceLease(client: Runner, leader: string): Promise<void> {
   const held = await client.query(
     `select set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true)
      from leader where holder = $1 and expires_at > clock_timestamp() for key share`,

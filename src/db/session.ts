@@ -47,28 +47,46 @@ export async function openSession(
   return session;
 }
 
-/** A session that is opened when it is needed, and again after anything has failed on it. One statement after the other. */
-export interface KeptSession {
+/**
+ * A session that is opened when it is needed, and again after anything has failed on it, or when nothing was asked of it for
+ * so long that it may have been dropped on the way without a word. One statement after the other.
+ */
+export interface KeptSession<T> {
   /** Throws what `work` throws, or what opening throws. */
-  use: <T>(work: (client: Client) => Promise<T>) => Promise<T>;
+  use: <R>(work: (opened: T) => Promise<R>) => Promise<R>;
   close: () => void;
 }
 
-export function keepSession(pool: Pool, prepare?: (client: Client) => Promise<unknown>): KeptSession {
-  let session: Session | null = null;
+const UNUSED_MS = 60_000;
+
+/** `open` makes what the session is used by. */
+export function keepSession<T>(pool: Pool, open: (client: Client) => Promise<T>): KeptSession<T> {
+  let kept: { session: Session; opened: T } | null = null;
+  let usedAt = 0;
   const close = (): void => {
-    session?.close();
-    session = null;
+    kept?.session.close();
+    kept = null;
+  };
+  const openOne = async (): Promise<{ session: Session; opened: T }> => {
+    const session = await openSession(pool);
+    try {
+      return { session, opened: await open(session.client) };
+    } catch (error) {
+      session.close();
+      throw error;
+    }
   };
   return {
     use: async (work) => {
-      if (session?.isOpen() === false) close();
-      session ??= await openSession(pool, prepare);
+      if (kept !== null && (!kept.session.isOpen() || performance.now() - usedAt > UNUSED_MS)) close();
+      kept ??= await openOne();
       try {
-        return await work(session.client);
+        return await work(kept.opened);
       } catch (error) {
         close();
         throw error;
+      } finally {
+        usedAt = performance.now();
       }
     },
     close,

@@ -6,13 +6,14 @@ import { backoffMs } from '../lib/backoff.js';
 import type { Logger } from '../lib/logger.js';
 import { loadWaiting, type WaitingRow } from '../outbox/queue.js';
 import {
+  createSettler,
   holdBack,
   markAnew,
   noteList,
-  settle,
   stopDefinition,
   stopDestination,
   type Settlement,
+  type Settler,
 } from '../outbox/settle.js';
 import { isMoreWaiting, keepReader, readQueue, type QueueRead, type Room } from '../outbox/reader.js';
 import { createBookmark, isShut, LOOK_EVERY_MS } from './bookmark.js';
@@ -123,10 +124,10 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     signal.notify();
   };
 
-  const openWriter = (): Writer =>
+  const openWriter = (settler: Settler): Writer =>
     createWriter({
       commit: async (settlements) => {
-        const left = await settle(state, leader, settlements);
+        const left = await settler.settle(settlements);
         isDatabaseAway = false;
         return left;
       },
@@ -139,7 +140,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       },
     });
   /** What became of live calls isn't written behind a thousand others. */
-  const writers = { live: openWriter(), others: openWriter() };
+  const settlers = { live: createSettler(state, leader), others: createSettler(state, leader) };
+  const writers = { live: openWriter(settlers.live), others: openWriter(settlers.others) };
 
   /** What this instance had under way may have come after what the new leader sends. */
   const yieldTo = async (
@@ -360,6 +362,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       await looping;
       reader.close();
       while (slots.taken() > 0) await signal.wait(LOOK_EVERY_MS);
+      for (const settler of Object.values(settlers)) settler.close();
     },
     lanes: outlet.figures,
     acknowledgedPerSecond: () => acknowledged.perSecond(performance.now()),

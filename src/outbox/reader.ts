@@ -1,4 +1,4 @@
-import type { Pool, Queryable } from '../db/connect.js';
+import type { Client, Pool, Queryable } from '../db/connect.js';
 import { keepSession, type KeptSession } from '../db/session.js';
 import { LIST } from './queue.js';
 
@@ -55,8 +55,11 @@ export interface QueueRead {
  * once: for the indexes, whatever the tables looked like then. Read whole and sorted, a queue that was short when that was
  * planned would be read like that when it is long.
  */
-export const keepReader = (pool: Pool): KeptSession =>
-  keepSession(pool, (client) => client.query('set enable_seqscan = off; set enable_sort = off'));
+export const keepReader = (pool: Pool): KeptSession<Client> =>
+  keepSession(pool, async (client) => {
+    await client.query('set enable_seqscan = off; set enable_sort = off');
+    return client;
+  });
 
 /** Definitions whose calls wait for a person: paused, or stopped at the destination `$1`. */
 export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where d.state = 'paused'

@@ -1,6 +1,8 @@
-import type { Client, Queryable } from '../db/connect.js';
+import type { Queryable, Runner } from '../db/connect.js';
 import { inTransaction } from '../db/connect.js';
 import { fenceLease } from '../db/lease.js';
+import { repeat, type Repeated } from '../db/repeated.js';
+import { keepSession } from '../db/session.js';
 import type { State } from '../db/state.js';
 import { COLUMNS_TOGETHER, DUE_NOW, hashOf, type WaitingMark } from './queue.js';
 
@@ -53,126 +55,178 @@ const MARK_SUCCESSORS = `
   on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
     columns = ${COLUMNS_TOGETHER}, version = nextval('version'), with_beside = true, due_at = ${DUE_NOW}, attempts = 0`;
 
-/** What was refused before and has now been acknowledged is dead no more. */
-const NO_LONGER_DEAD = `delete from dead_call as x using gone as g
-  where x.kind = 'm' and x.recipient = g.recipient and x.destination_id = g.destination_id
-    and x.definition_id = g.definition_id and x.field = any(g.columns)`;
+/** What was refused before and has now been acknowledged is dead no more: looked up by the index, one after the other. */
+const NO_LONGER_DEAD = `delete from dead_call where id = any(array(
+  select x.id from gone as g cross join lateral (
+    select x.id from dead_call as x where x.kind = 'm' and x.recipient = g.recipient
+      and x.destination_id = g.destination_id and x.definition_id = g.definition_id and x.field = any(g.columns) offset 0
+  ) as x))`;
 
 /** Columns of a mark, the others of which are still due. */
-async function acknowledgePart(
-  client: Client,
-  { id, version, columns }: { id: number; version: number; columns: readonly string[] },
-): Promise<void> {
-  await client.query(
-    `with gone as (update outbox set columns = array(select c from unnest(columns) as c where not c = any($3))
-       where id = $1 and version = $2 returning destination_id, definition_id, recipient, $3::text[] as columns)
-     ${NO_LONGER_DEAD}`,
-    [id, version, columns],
-  );
-}
+const ACKNOWLEDGE_PART = `
+  with gone as (update outbox set columns = array(select c from unnest(columns) as c where not c = any($2))
+    where id = $1 returning destination_id, definition_id, recipient, $2::text[] as columns)
+  ${NO_LONGER_DEAD}`;
 
-async function acknowledge(client: Client, rows: readonly { id: number; version: number }[]): Promise<void> {
-  await client.query(
-    `with sent as (select * from unnest($1::bigint[], $2::bigint[]) as s(id, version)),
-     gone as (delete from outbox as o using sent where o.id = sent.id and o.version = sent.version
-              returning o.id, o.destination_id, o.definition_id, o.recipient, o.columns, o.successors),
-     alive as (${NO_LONGER_DEAD})
-     ${MARK_SUCCESSORS}`,
-    [rows.map(({ id }) => id), rows.map(({ version }) => version)],
-  );
-}
+const ACKNOWLEDGE = `
+  with gone as (delete from outbox where id = any($1) returning destination_id, definition_id, recipient, columns)
+  ${NO_LONGER_DEAD}`;
 
-async function bury(client: Client, refused: Extract<Settlement, { kind: 'refused' }>): Promise<void> {
-  const { id, version, columns, reason, answer, retryAfterMs, forgotten } = refused;
-  await client.query(
-    `with sent as (select * from outbox where id = $1 and version = $2),
-     cut as (update outbox as o set columns = array(select c from unnest(o.columns) as c where not c = any($3))
-             from sent where o.id = sent.id and $3::text[] is not null and not sent.columns <@ $3::text[] returning o.id),
-     gone as (delete from outbox as o using sent
-              where o.id = sent.id and ($3::text[] is null or sent.columns <@ $3::text[]) returning o.id)
-     insert into dead_call (destination_id, definition_id, kind, recipient, reason, answer, retry_at, field, with_beside,
-       successors, retries, beside, event, message_id, occurred_at, properties)
-     select destination_id, definition_id, kind, recipient, $4, $5, now() + $6 * interval '1 millisecond', field,
-       with_beside, successors, revived, beside, event, message_id, occurred_at, properties
-     from sent left join lateral unnest(coalesce($3, sent.columns)) as field on true
-     on conflict (recipient, destination_id, definition_id, field) where kind = 'm' do update set
-       died_at = now(), reason = excluded.reason, answer = excluded.answer, retry_at = excluded.retry_at,
-       retries = excluded.retries, with_beside = dead_call.with_beside or excluded.with_beside,
-       successors = coalesce(excluded.successors, dead_call.successors)`,
-    [id, version, columns, reason, answer, retryAfterMs],
-  );
-  if (forgotten === null) return;
-  await client.query(
-    `insert into forgotten_there (destination_id, hash) select destination_id, ${hashOf('$1::text')}
-     from dead_call where recipient = $1 and reason = $2 on conflict do nothing`,
-    [forgotten, reason],
-  );
-}
+/** The same of exits whose persons live on. */
+const ACKNOWLEDGE_REPLACED = `
+  with gone as (delete from outbox where id = any($1)
+    returning id, destination_id, definition_id, recipient, columns, successors),
+  alive as (${NO_LONGER_DEAD})
+  ${MARK_SUCCESSORS}`;
+
+const CUT = `update outbox set columns = array(select c from unnest(columns) as c where not c = any($2))
+  where id = $1 and not columns <@ $2`;
+const BURY = `
+  with sent as (select * from outbox where id = $1),
+  gone as (delete from outbox where id = $1 and ($2::text[] is null or columns <@ $2))
+  insert into dead_call (destination_id, definition_id, kind, recipient, reason, answer, retry_at, field, with_beside,
+    successors, retries, beside, event, message_id, occurred_at, properties)
+  select destination_id, definition_id, kind, recipient, $3, $4, now() + $5 * interval '1 millisecond', field,
+    with_beside, successors, revived, beside, event, message_id, occurred_at, properties
+  from sent left join lateral unnest(coalesce($2, sent.columns)) as field on true
+  on conflict (recipient, destination_id, definition_id, field) where kind = 'm' do update set
+    died_at = now(), reason = excluded.reason, answer = excluded.answer, retry_at = excluded.retry_at,
+    retries = excluded.retries, with_beside = dead_call.with_beside or excluded.with_beside,
+    successors = coalesce(excluded.successors, dead_call.successors)`;
+const REMEMBER_FORGOTTEN = `
+  insert into forgotten_there (destination_id, hash) select destination_id, ${hashOf('$1::text')}
+  from dead_call where recipient = $1 and reason = $2 on conflict do nothing`;
 
 /** What has to wait, and the events behind it, which go after it. */
-async function postpone(client: Client, rows: readonly Extract<Settlement, { kind: 'again' }>[]): Promise<void> {
-  await client.query(
-    `with postponed as (
-       update outbox as o set due_at = now() + s.after_ms * interval '1 millisecond', attempts = case when o.version = s.version then s.attempts else o.attempts end,
-         confirm = case when o.version = s.version then coalesce(s.confirm, o.confirm) else o.confirm end,
-         not_before = case when s.late then now() + s.after_ms * interval '1 millisecond' end
-       from unnest($1::bigint[], $2::bigint[], $3::float8[], $4::smallint[], $5::smallint[], $6::boolean[])
-         as s(id, version, after_ms, attempts, confirm, late)
-       -- What has changed meanwhile waits, too, where the request may still be applied.
-       where o.id = s.id and (o.version = s.version or s.late)
-       returning o.id, o.destination_id, o.recipient, o.due_at
-     )
-     update outbox as o set due_at = p.due_at
-     from (select e.id, max(p.due_at) as due_at from postponed as p
-           join outbox as e on e.recipient = p.recipient and e.destination_id = p.destination_id and e.kind = 'e'
-             and e.id > p.id and e.due_at < p.due_at
-           where not exists (select from postponed as own where own.id = e.id) group by e.id) as p
-     where o.id = p.id`,
-    [
-      rows.map(({ id }) => id),
-      rows.map(({ version }) => version),
-      rows.map(({ afterMs }) => afterMs),
-      rows.map(({ attempts }) => attempts),
-      rows.map(({ confirmStage }) => confirmStage ?? null),
-      rows.map(({ late }) => late === true),
-    ],
-  );
+const POSTPONE = `
+  with postponed as (
+    update outbox as o set due_at = now() + s.after_ms * interval '1 millisecond', attempts = case when o.version = s.version then s.attempts else o.attempts end,
+      confirm = case when o.version = s.version then coalesce(s.confirm, o.confirm) else o.confirm end,
+      not_before = case when s.late then now() + s.after_ms * interval '1 millisecond' end
+    from unnest($1::bigint[], $2::bigint[], $3::float8[], $4::smallint[], $5::smallint[], $6::boolean[])
+      as s(id, version, after_ms, attempts, confirm, late)
+    -- What has changed meanwhile waits, too, where the request may still be applied.
+    where o.id = s.id and (o.version = s.version or s.late)
+    returning o.id, o.destination_id, o.recipient, o.due_at
+  )
+  update outbox as o set due_at = p.due_at
+  from (select e.id, max(p.due_at) as due_at from postponed as p
+        join outbox as e on e.recipient = p.recipient and e.destination_id = p.destination_id and e.kind = 'e'
+          and e.id > p.id and e.due_at < p.due_at
+        where not exists (select from postponed as own where own.id = e.id) group by e.id) as p
+  where o.id = p.id`;
+
+const LOCK = `select id, version, successors is not null as "isReplaced" from outbox where id = any($1)
+  order by recipient, id for update skip locked`;
+
+interface Locked {
+  id: number;
+  version: number;
+  isReplaced: boolean;
 }
 
-/**
- * Writes what became of some calls of one destination, in one transaction; may be repeated. Returns the settlements of
- * rows that somebody else is writing to, of which nothing was written. Throws a LeaseLostError, with nothing written, if
- * another leads.
- *
- * The rows are locked first, so that the versions that are compared below can't change any more. None is waited for: a
- * run that changes very many people takes a while, and may have locked what others don't know of.
- */
-export async function settle(
-  state: State,
-  leader: string,
-  all: readonly Settlement[],
-): Promise<ReadonlySet<Settlement>> {
-  return inTransaction(state.pool, async (client) => {
-    await fenceLease(client, leader);
-    const busy = await client.query<{ id: number }>(
-      `with locked as materialized (select id from outbox where id = any($1) order by recipient, id for update skip locked)
-       select o.id from outbox as o where o.id = any($1) and not exists (select from locked where locked.id = o.id)`,
-      [all.map(({ id }) => id)],
-    );
-    const taken = new Set(busy.rows.map(({ id }) => id));
-    const left = new Set(all.filter(({ id }) => taken.has(id)));
-    const settlements = all.filter((settlement) => !left.has(settlement));
-    for (const settlement of settlements) if (settlement.kind === 'refused') await bury(client, settlement);
-    const again = settlements.filter((settlement) => settlement.kind === 'again');
-    if (again.length > 0) await postpone(client, again);
-    const acknowledged = settlements.filter((settlement) => settlement.kind === 'acknowledged');
-    for (const { id, version, columns } of acknowledged) {
-      if (columns !== null) await acknowledgePart(client, { id, version, columns });
-    }
-    const whole = acknowledged.filter(({ columns }) => columns === null);
-    if (whole.length > 0) await acknowledge(client, whole);
-    return left;
+/** Prepared statements find each row by its id, whatever the size of the table when they were planned. */
+const BY_ID = 'set enable_seqscan = off';
+
+/** What is refused, put off or replaced is seldom, and its statements join: they are planned whenever they run. */
+interface Session {
+  prepared: Repeated;
+  planned: Runner;
+}
+
+function bury({ prepared }: Session, refused: Extract<Settlement, { kind: 'refused' }>): Promise<unknown>[] {
+  const { id, columns, reason, answer, retryAfterMs, forgotten } = refused;
+  return [
+    ...(columns === null ? [] : [prepared.query(CUT, [id, columns])]),
+    prepared.query(BURY, [id, columns, reason, answer, retryAfterMs]),
+    ...(forgotten === null ? [] : [prepared.query(REMEMBER_FORGOTTEN, [forgotten, reason])]),
+  ];
+}
+
+function postpone({ planned }: Session, rows: readonly Extract<Settlement, { kind: 'again' }>[]): Promise<unknown> {
+  return planned.query(POSTPONE, [
+    rows.map(({ id }) => id),
+    rows.map(({ version }) => version),
+    rows.map(({ afterMs }) => afterMs),
+    rows.map(({ attempts }) => attempts),
+    rows.map(({ confirmStage }) => confirmStage ?? null),
+    rows.map(({ late }) => late === true),
+  ]);
+}
+
+function acknowledge({ prepared, planned }: Session, rows: readonly Locked[]): Promise<unknown>[] {
+  const idsOf = (isReplaced: boolean): readonly number[] =>
+    rows.filter((row) => row.isReplaced === isReplaced).map(({ id }) => id);
+  const [gone, replaced] = [idsOf(false), idsOf(true)];
+  return [
+    ...(gone.length === 0 ? [] : [prepared.query(ACKNOWLEDGE, [gone])]),
+    // Last: one of their successors may be among the others, and is marked anew.
+    ...(replaced.length === 0 ? [] : [planned.query(ACKNOWLEDGE_REPLACED, [replaced])]),
+  ];
+}
+
+/** Those of the rows that weren't locked which are there: somebody else is writing to them. */
+async function findBusy({ planned }: Session, ids: readonly number[]): Promise<ReadonlySet<number>> {
+  if (ids.length === 0) return new Set();
+  const { rows } = await planned.query<{ id: number }>('select id from outbox where id = any($1)', [ids]);
+  return new Set(rows.map(({ id }) => id));
+}
+
+async function settle(session: Session, leader: string, all: readonly Settlement[]): Promise<ReadonlySet<Settlement>> {
+  const { prepared } = session;
+  const [, , { rows }] = await Promise.all([
+    prepared.all('begin'),
+    fenceLease(prepared, leader),
+    prepared.query<Locked>(LOCK, [all.map(({ id }) => id)]),
+  ]);
+  const locked = new Map(rows.map((row) => [row.id, row]));
+  const missing = all.filter(({ id }) => !locked.has(id));
+  const busy = await findBusy(
+    session,
+    missing.map(({ id }) => id),
+  );
+
+  const sent = all.filter(({ id, version }) => locked.get(id)?.version === version);
+  const again = all.flatMap((each) => (each.kind === 'again' && locked.has(each.id) ? [each] : []));
+  const writing: Promise<unknown>[] = [];
+  for (const each of sent) if (each.kind === 'refused') writing.push(...bury(session, each));
+  if (again.length > 0) writing.push(postpone(session, again));
+  const whole: Locked[] = [];
+  for (const each of sent) {
+    const row = locked.get(each.id);
+    if (each.kind !== 'acknowledged' || row === undefined) continue;
+    if (each.columns === null) whole.push(row);
+    else writing.push(prepared.query(ACKNOWLEDGE_PART, [each.id, each.columns]));
+  }
+  writing.push(...acknowledge(session, whole));
+  writing.push(prepared.all('commit'));
+  await Promise.all(writing);
+  return new Set(missing.filter(({ id }) => busy.has(id)));
+}
+
+/** Writes down what became of calls, on a session of its own: one call after the other. */
+export interface Settler {
+  /**
+   * Writes what became of some calls of one destination, in one transaction; may be repeated. Returns the settlements of
+   * rows that somebody else is writing to, of which nothing was written. Throws a LeaseLostError, with nothing written, if
+   * another leads.
+   *
+   * The rows are locked first, so that the versions that are compared can't change any more. None is waited for: a run
+   * that changes very many people takes a while, and may have locked what others don't know of.
+   */
+  settle: (all: readonly Settlement[]) => Promise<ReadonlySet<Settlement>>;
+  close: () => void;
+}
+
+export function createSettler({ pool }: Pick<State, 'pool'>, leader: string): Settler {
+  const kept = keepSession(pool, async (client): Promise<Session> => {
+    await client.query(BY_ID);
+    return { prepared: repeat(client), planned: client };
   });
+  return {
+    settle: (all) => kept.use((session) => settle(session, leader, all)),
+    close: kept.close,
+  };
 }
 
 /** Stops a destination: nothing more is sent to it until a person resumes it; what waits stays. */
