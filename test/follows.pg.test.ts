@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { startEvaluator, type Evaluator } from '../src/realtime/evaluator.js';
 import { openWorker } from '../src/realtime/worker.js';
 import { runDefinition } from '../src/sync/run.js';
-import { addDue } from '../src/sync/due.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 import { holdDefinition } from './support/lock.js';
 

@@ -2,13 +2,14 @@ import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Client } from '../src/db/connect.js';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
-import { addDue, wantFull } from '../src/sync/due.js';
+import { wantFull } from '../src/sync/due.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunContext, type RunResult } from '../src/sync/run.js';
 import { abandonRuns } from '../src/sync/scheduler.js';
 import { markStuck } from '../src/sync/waiting.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 import {
   BEGINNING,

@@ -1,9 +1,9 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
-import { addDue } from '../src/sync/due.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
 import { markStuck } from '../src/sync/waiting.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 
 /** The guard of a definition that follows changes: any single one is small, so it judges what was written within the hour. */

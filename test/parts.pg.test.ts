@@ -1,8 +1,8 @@
 import { afterEach, expect, it } from 'vitest';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
-import { addDue } from '../src/sync/due.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 import { until } from './support/until.js';
 

@@ -3,10 +3,10 @@ import { afterEach, describe, expect, it } from 'vitest';
 import type { ProjectKey } from '../src/core/definition.js';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
-import { addDue } from '../src/sync/due.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 import {
   BEGINNING,

@@ -1,8 +1,9 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
-import { addDue, wantFull } from '../src/sync/due.js';
+import { wantFull } from '../src/sync/due.js';
 import { openBatchSession } from '../src/sync/evaluation.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 import { until } from './support/until.js';
 

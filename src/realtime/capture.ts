@@ -180,18 +180,19 @@ export function createCapture(options: CaptureOptions): Capture {
     await wantFull(client, keys, { dropDue: true });
   };
 
-  /** Writes whom rows lead to, as one; returns the definitions for whom something waits. */
+  /** Writes whom rows lead to; returns the definitions for whom something waits. */
   const write = async ({ groups, everybody }: Led): Promise<readonly number[]> => {
-    const added = new Map<number, number>();
+    const dependents = [...groups.values()].map(({ keys, profiles }) => ({ keys, profileIds: [...profiles] }));
+    const added = dependents.length === 0 ? new Map<number, number>() : await addDue(state, leader, dependents);
     const isWeighed = (id: number): boolean => (unweighed.get(id) ?? WEIGH_EVERY) + (added.get(id) ?? 0) >= WEIGH_EVERY;
-    await inTransaction(state, async (client) => {
-      await fenceLease(client, leader);
-      for (const { keys, profiles } of groups.values()) {
-        for (const id of await addDue(client, keys, [...profiles])) added.set(id, (added.get(id) ?? 0) + profiles.size);
-      }
-      await wantFull(client, [...everybody], { dropDue: false });
-      await weigh(client, [...added.keys()].filter(isWeighed));
-    });
+    const weighed = [...added.keys()].filter(isWeighed);
+    if (everybody.size > 0 || weighed.length > 0) {
+      await inTransaction(state, async (client) => {
+        await fenceLease(client, leader);
+        await wantFull(client, [...everybody], { dropDue: false });
+        await weigh(client, weighed);
+      });
+    }
     for (const [id, count] of added) unweighed.set(id, isWeighed(id) ? 0 : (unweighed.get(id) ?? 0) + count);
     return [...added.keys()];
   };

@@ -1,4 +1,5 @@
 import { inTransaction, type Client, type Pool, type Queryable } from '../db/connect.js';
+import { LeaseLostError } from '../db/lease.js';
 import { lockDefinition } from '../db/locks.js';
 
 /**
@@ -10,20 +11,52 @@ import { lockDefinition } from '../db/locks.js';
  * The bare names of every `client` here are those of the state.
  */
 
-/** Adds the profiles to each of the definitions that follow changes; returns the ids of those definitions. */
+/** Profiles, and the keys of the definitions that depend on them. */
+export interface Dependents {
+  keys: readonly string[];
+  profileIds: readonly string[];
+}
+
+/**
+ * As `fenceLease`: whoever would lead next waits until it has ended. One statement, so that what comes with each change of a
+ * source is one message and one answer.
+ */
+const ADD_DUE = `with leads as (select from leader where holder = $1 and expires_at > clock_timestamp() for key share),
+  followed as (
+    select d.id, k.n from unnest($2::text[], $3::int4[]) as k(key, n) join definition as d on d.key = k.key
+    where d.tracking = 'live' and exists (select from leads)),
+  added as (
+    insert into due (definition_id, profile_id)
+    select f.id, p.id from followed as f join unnest($4::text[], $5::int4[]) as p(id, n) on p.n = f.n)
+  select exists (select from leads) as leads, array(select id::text from followed) as ids, array(select n::text from followed) as numbers`;
+
+/**
+ * Adds the profiles to those of their definitions that follow changes, in a transaction of its own; returns how many came to
+ * each of these definitions. Throws a LeaseLostError where `leader` leads no more.
+ */
 export async function addDue(
-  client: Queryable,
-  keys: readonly string[],
-  profileIds: readonly string[],
-): Promise<readonly number[]> {
-  if (keys.length === 0 || profileIds.length === 0) return [];
-  const { rows } = await client.query<{ id: number }>(
-    `with followed as (select id from definition where key = any($1) and tracking = 'live'),
-     added as (insert into due (definition_id, profile_id) select id, p from followed, unnest($2::text[]) as p)
-     select id from followed`,
-    [keys, profileIds],
-  );
-  return rows.map(({ id }) => id);
+  pool: Pool,
+  leader: string,
+  dependents: readonly Dependents[],
+): Promise<ReadonlyMap<number, number>> {
+  const numbered = (of: (each: Dependents) => readonly string[]): [string[], number[]] => [
+    dependents.flatMap((each) => of(each)),
+    dependents.flatMap((each, n) => of(each).map(() => n)),
+  ];
+  const values = [leader, ...numbered(({ keys }) => keys), ...numbered(({ profileIds }) => profileIds)];
+  const { rows } = await pool.query<{ leads: boolean; ids: string[]; numbers: string[] }>({
+    name: 'personas_add_due',
+    text: ADD_DUE,
+    values,
+  });
+  const [row] = rows;
+  if (row?.leads !== true) throw new LeaseLostError();
+  const added = new Map<number, number>();
+  row.ids.map(Number).forEach((id, index) => {
+    const count = dependents[Number(row.numbers[index])]?.profileIds.length ?? 0;
+    added.set(id, (added.get(id) ?? 0) + count);
+  });
+  return added;
 }
 
 /**
