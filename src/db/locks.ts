@@ -4,18 +4,22 @@ import type { Client, Runner } from './connect.js';
 
 /** Tells this program's locks apart from those of others in the same database. */
 const LOCK_CLASS = 0x70657273;
+/** An instance that stands still with a definition's lock is cut off by the server after this. */
+export const STANDS_STILL_MS = 10_000;
 
 /**
  * Waits until no other transaction writes this definition's snapshot or marks. An instance that stands still with it is
  * cut off by the server: others wait for the lock.
  */
 export async function lockDefinition(session: Client, definitionId: number): Promise<void> {
-  await session.query(definitionLock(definitionId));
+  await session.query(
+    `select set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true), lock.* from (${definitionLock(definitionId)}) as lock`,
+  );
 }
 
-/** The statement by which `lockDefinition` does that, to be sent together with others. */
+/** The statement by which `lockDefinition` waits, for a session that has its time-out already. */
 export function definitionLock(definitionId: number): string {
-  return `select set_config('idle_in_transaction_session_timeout', '10000', true), pg_advisory_xact_lock(${LOCK_CLASS}, ${definitionId})`;
+  return `select pg_advisory_xact_lock(${LOCK_CLASS}, ${definitionId})`;
 }
 
 /** Waits until no other transaction gives fields to a definition. */

@@ -71,7 +71,7 @@ const fieldArray = (fields: readonly string[]): string => `array[${fields.map(qu
 const findKnown = ({ definitionId }: Applied): Step => ({
   ops: 'e',
   text: `update delta as d set known = true where d.op = 'e' and d.profile_id is not null
-     and exists (select from snapshot as s where s.definition_id = ${definitionId} and s.profile_id = d.profile_id)`,
+     and exists (select from snapshot_${definitionId} as s where s.profile_id = d.profile_id)`,
 });
 
 /**
@@ -87,17 +87,17 @@ const insertEntries = ({ definitionId, now }: Applied): Step => ({
 const changeMembers = ({ definitionId }: Applied): readonly Step[] => [
   {
     ops: 'x',
-    text: `delete from snapshot as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
+    text: `delete from snapshot_${definitionId} as s using delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'x'`,
   },
   {
     ops: 'ct',
-    text: `update snapshot as s set profile_id = d.profile_id, others = d.others, beside = d.beside, value = d.value, kept = false,
+    text: `update snapshot_${definitionId} as s set profile_id = d.profile_id, others = d.others, beside = d.beside, value = d.value, kept = false,
          beside_changed = d.op = 't' and (s.beside_changed or s.beside is distinct from d.beside)
        from delta as d where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op in ('c', 't')`,
   },
   {
     ops: 'k',
-    text: `update snapshot as s set kept = true from delta as d
+    text: `update snapshot_${definitionId} as s set kept = true from delta as d
        where s.definition_id = ${definitionId} and s.recipient = d.recipient and d.op = 'k'`,
   },
 ];

@@ -1,13 +1,14 @@
 import type { Counts } from '../core/guard.js';
-import type { Client, Runner } from '../db/connect.js';
+import { quoteLiteral, type Client, type Runner } from '../db/connect.js';
 import { hashOf } from '../outbox/queue.js';
 
 /**
  * The temporary tables of a comparison, and what is read from them. `delta` holds what differs, one row a recipient
  * (`statement.ts` says what its `op` means). A run makes it for its own transaction; a session that evaluates changes all
- * day keeps one and has it emptied at each commit, since tables made and dropped at that rate would bloat the catalogue.
+ * day keeps one and empties it before each commit, since tables made and dropped at that rate would bloat the catalogue, and
+ * having PostgreSQL empty it costs as much as comparing some profiles does.
  */
-const deltaTable = (onCommit: 'drop' | 'delete rows'): string => `create temporary table delta (
+const deltaTable = (onCommit: 'drop' | 'preserve rows'): string => `create temporary table delta (
   op "char" not null, recipient text collate "C", profile_id text collate "C", beside text collate "C", value jsonb,
   old_value jsonb, columns text[], entered_at timestamptz, introduce boolean not null, unsendable boolean not null,
   matched boolean not null, was_kept boolean not null, known boolean not null default false,
@@ -15,7 +16,7 @@ const deltaTable = (onCommit: 'drop' | 'delete rows'): string => `create tempora
 ) on commit ${onCommit}`;
 
 export const DELTA_TABLE = deltaTable('drop');
-export const KEPT_DELTA_TABLE = deltaTable('delete rows');
+export const KEPT_DELTA_TABLE = deltaTable('preserve rows');
 
 /** Counts the rows of a computed query as they are made; a temporary one may be used in a read-only transaction. */
 export const ROW_COUNTERS =
@@ -59,38 +60,44 @@ export async function leaveOutForgotten(session: Runner, definitionId: number | 
   );
 }
 
-/** What applying `delta` does to a definition that has `before` members; `fields` are those whose values may turn to null. */
-export async function countDelta(session: Runner, before: number, fields: readonly string[]): Promise<RunCounts> {
-  const result = await session.query<
-    Record<
-      'entered' | 'exited' | 'changed' | 'without' | 'conflicting' | 'skipped' | 'kept' | 'back' | 'nulled',
-      string
-    >
-  >(
-    `select count(*) filter (where op = 'e') as entered,
-       count(*) filter (where op = 'x' and not was_kept) as exited, count(*) filter (where op = 'c') as changed,
-       count(*) filter (where op = 'w') as without, count(*) filter (where op = 'd') as conflicting,
-       count(*) filter (where unsendable) as skipped, count(*) filter (where op = 'k') as kept,
-       count(*) filter (where matched and was_kept) as back,
-       coalesce((select max(n) from (
-         select count(*) as n from delta, unnest($1::text[]) as f
-         where op in ('x', 'c') and old_value ? f and not coalesce(value ? f, false) group by f) as nulls), 0) as nulled
-     from delta`,
-    [fields],
-  );
-  const counts = result.rows[0];
-  const count = (name: keyof NonNullable<typeof counts>): number => Number(counts?.[name] ?? 0);
+/** What is counted of the rows of `delta`. */
+export type Counted = Record<
+  'entered' | 'exited' | 'changed' | 'without' | 'conflicting' | 'skipped' | 'kept' | 'back' | 'nulled',
+  number
+>;
+
+/** An aggregate over rows of `delta` that gives a `Counted`; `fields` are those whose values may turn to null. */
+export function countsOf(fields: readonly string[]): string {
+  const isNulled = (field: string): string =>
+    `op in ('x', 'c') and old_value ? ${quoteLiteral(field)} and not coalesce(value ? ${quoteLiteral(field)}, false)`;
+  const nulled = ['0', ...fields.map((field) => `count(*) filter (where ${isNulled(field)})`)];
+  return `jsonb_build_object('entered', count(*) filter (where op = 'e'),
+       'exited', count(*) filter (where op = 'x' and not was_kept), 'changed', count(*) filter (where op = 'c'),
+       'without', count(*) filter (where op = 'w'), 'conflicting', count(*) filter (where op = 'd'),
+       'skipped', count(*) filter (where unsendable), 'kept', count(*) filter (where op = 'k'),
+       'back', count(*) filter (where matched and was_kept), 'nulled', greatest(${nulled.join(', ')}))`;
+}
+
+/** What these counts come to for a definition that has `before` members. */
+export function toRunCounts(before: number, counted: Counted): RunCounts {
+  const { entered, exited, changed, nulled, kept, back, without, conflicting, skipped } = counted;
   return {
     before,
-    members: before + count('entered') - count('exited') - count('kept') + count('back'),
-    entered: count('entered'),
-    exited: count('exited'),
-    changed: count('changed'),
-    nulled: count('nulled'),
-    withoutIdentifier: count('without'),
-    conflicting: count('conflicting'),
-    skippedValues: count('skipped'),
+    members: before + entered - exited - kept + back,
+    entered,
+    exited,
+    changed,
+    nulled,
+    withoutIdentifier: without,
+    conflicting,
+    skippedValues: skipped,
   };
+}
+
+/** What applying `delta` does to a definition that has `before` members. */
+export async function countDelta(session: Runner, before: number, fields: readonly string[]): Promise<RunCounts> {
+  const { rows } = await session.query<{ counts: string }>(`select ${countsOf(fields)}::text as counts from delta`);
+  return toRunCounts(before, JSON.parse(rows[0]?.counts ?? 'null') as Counted);
 }
 
 /**

@@ -1,7 +1,9 @@
 import { quoteIdentifier, quoteLiteral } from '../db/connect.js';
 import { castOf, holdersQuery, neighboursQuery, presentQuery, recipientsQuery, uncollated } from './people.js';
+import { countsOf } from './delta.js';
+import { dueQuery, lockedQuery, NOW_KEPT, type DueForm, type DueRow } from './locked.js';
 import { windowsOfSome } from './windows.js';
-import { compareStatement, computedQuery, type Comparison, type Inputs } from './statement.js';
+import { computedQuery, DELTA_COLUMNS, differingQuery, type Comparison, type Inputs } from './statement.js';
 
 /**
  * The comparison of some profiles alone: which others and which recipients have to be looked at with them, so that what is
@@ -44,55 +46,88 @@ function beforeQuery({ definitionId, schema }: Comparison, affected: string): st
 const typed = (type: string, ids: string): string =>
   `array(select ${castOf(type, 'i.id')} from unnest(${ids}) as i(id))`;
 
-/** The parameters of the statement that evaluates in one database. */
-export const CALLED = '$1::text[]';
-export const NOW = '$2::timestamptz';
+/** The moment of a batch where the statement is one: read once, not for each row. */
+export const NOW = `(select ${NOW_KEPT})`;
+
+/** What differs, summed up. */
+export interface Differing {
+  /** Of each row of `delta` its op. */
+  ops: string;
+  /** A profile came twice. */
+  twice: boolean;
+  /** The owners, so far, of recipients that are about to change. */
+  owners: readonly string[];
+  /** A `Counted`, as JSON. */
+  counts: string;
+}
+
+/** CTEs that put what differs into `delta`, and the columns of a `Differing`; `fields` are those whose values may turn to null. */
+function fillingDelta(compared: string, fields: readonly string[]): { ctes: string; columns: string } {
+  return {
+    ctes: `personas_differing as materialized (${compared}),
+      personas_filled as (insert into pg_temp.delta (${DELTA_COLUMNS}) select ${DELTA_COLUMNS} from personas_differing)`,
+    columns: `coalesce(string_agg(op::text, ''), '') as ops, coalesce(bool_or(op = 'd' and cardinality(rivals) = 1), false) as twice,
+      coalesce(array_agg(owner) filter (where op in ('x', 'c', 't', 'k') and owner is not null), '{}') as owners, ${countsOf(fields)}::text as counts`,
+  };
+}
+
+/** What one statement gives that evaluates what is due. */
+export interface EvaluatedRow extends DueRow, Evaluated, Differing {
+  /** A `Locked`, as JSON. */
+  locked: string;
+}
 
 /**
- * One statement that fills `delta` and gives what it looked at, where source and state are one database. Bare names are
- * those of the source.
+ * One statement that reads what is due, fills `delta` and gives what it looked at, where source and state are one database:
+ * one snapshot shows what is due and the rows that it is due for. Bare names are those of the source. The parameters are
+ * those of `dueQuery`, and profiles to evaluate beside what is due.
  */
-export function evaluateStatement(inputs: Inputs, comparison: Comparison): string {
+export function evaluateStatement(
+  inputs: Inputs,
+  comparison: Comparison,
+  form: DueForm,
+  fields: readonly string[],
+): string {
   const { people, moments, shape } = inputs;
   const { profileType } = people.shape;
+  const asked = 'array(select profile_id from personas_asked)';
   const called = `array(select profile_id from personas_called)`;
   const affected = 'array(select profile_id from personas_affected)';
   // Compared with columns of two collations, by the index of each.
   const affectedText = `array(select ${uncollated('profile_id::text')} from personas_affected)`;
   const wanted = 'array(select recipient from personas_wanted)';
+  const due = dueQuery(form);
   const neighbours = neighboursQuery(people, moments, called);
   const computed = computedQuery(inputs, {
     grouped: true,
     counted: false,
     some: { recipients: wanted, profiles: 'array(select profile_id from personas_holders)' },
   });
-  const compared = compareStatement(
-    computed,
-    {
-      ...comparison,
-      some: { recipients: wanted, present: 'array(select profile_id::text collate "C" from personas_present)' },
-    },
-    people.shape,
-  );
+  const some = { recipients: wanted, present: 'array(select profile_id::text collate "C" from personas_present)' };
+  const filling = fillingDelta(differingQuery(computed, { ...comparison, some }, people.shape), fields);
   const windows =
     shape.validUntil === null
       ? `'{}'::text[]`
       : `array(select array[profile_id, until] from (${windowsOfSome(inputs, affected)}) as windows)`;
-  return `with personas_called as materialized (select distinct ${castOf(profileType, 'i.id')} as profile_id from unnest(${CALLED}) as i(id)),
-    personas_touched as materialized (${touchedQuery(comparison, CALLED)}),
+  return `with ${due.ctes},
+    personas_asked as materialized (select ${uncollated('a.profile_id')} as profile_id from (
+      select profile_id from personas_due union select profile_id from personas_reached union select unnest(${form.only ? '$3' : '$2'}::text[])) as a),
+    personas_called as materialized (select distinct ${castOf(profileType, 'i.profile_id')} as profile_id from personas_asked as i),
+    personas_touched as materialized (${touchedQuery(comparison, asked)}),
     personas_affected as materialized (
       select profile_id from personas_called where profile_id is not null
       union select ${castOf(profileType, 't.id')} from (select profile_id as id from personas_touched union select unnest(others) from personas_touched) as t
       where ${castOf(profileType, 't.id')} is not null
       ${neighbours === null ? '' : `union ${neighbours}`}),
-    personas_before as materialized (${beforeQuery(comparison, `${affectedText} || ${CALLED}`)}),
+    personas_before as materialized (${beforeQuery(comparison, `${affectedText} || ${asked}`)}),
     personas_held as materialized (${recipientsQuery(people, moments, affected)}),
     personas_wanted as materialized (select recipient from personas_before union select recipient collate "C" from personas_held where recipient is not null),
     personas_holders as materialized (select profile_id from personas_affected union ${holdersQuery(people, moments, wanted)}),
     personas_present as materialized (${presentQuery(people, moments, affected)}),
-    personas_filled as (${compared} returning 1)
-    select ${affectedText} || ${CALLED} as affected, ${wanted} as wanted, ${windows} as windows,
-      (select count(*)::int4 from personas_filled) as differing, ${NOW} as now`;
+    ${filling.ctes}
+    select ${due.columns}, ${affectedText} || ${asked} as affected, ${wanted} as wanted, ${windows} as windows, ${filling.columns},
+      (${lockedQuery(form, 'exists (select from personas_differing)')}) as locked
+    from personas_differing`;
 }
 
 /** The steps of the same where source and state are two databases; each text takes what the one before has given. */
@@ -105,7 +140,7 @@ export interface Steps {
   before: string;
   /** Source: $1 affected, $2 before, $3 now → one row: what was computed, as arrays, and what was looked at. */
   computed: string;
-  /** State: fills `delta` from those arrays: $1 … $7 the columns of what was computed, $8 wanted, $9 present. */
+  /** State: fills `delta` from those arrays, $1 … $7 the columns of what was computed, $8 wanted, $9 present → a `Differing`. */
   compared: string;
 }
 
@@ -120,9 +155,17 @@ export const COMPUTED_COLUMNS = [
   'others',
 ] as const;
 
-export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
+export function evaluateSteps(inputs: Inputs, comparison: Comparison, fields: readonly string[]): Steps {
   const { people, moments } = inputs;
   const neighbours = neighboursQuery(people, moments, typed(people.shape.profileType, '$1::text[]'));
+  const differing = differingQuery(
+    `select recipient, profile_id, beside, value::jsonb as value, unsendable::text[] as unsendable, rivals::text[] as rivals, others::text[] as others
+       from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+         as c(recipient, profile_id, beside, value, unsendable, rivals, others)`,
+    { ...comparison, some: { recipients: '$8::text[]', present: '$9::text[]' } },
+    people.shape,
+  );
+  const filling = fillingDelta(differing, fields);
   return {
     touched: `select distinct id from (
       select profile_id as id from (${touchedQuery(comparison, '$1::text[]')}) as t
@@ -130,13 +173,7 @@ export function evaluateSteps(inputs: Inputs, comparison: Comparison): Steps {
     neighbours: neighbours === null ? null : `select distinct n.profile_id::text as id from (${neighbours}) as n`,
     before: beforeQuery(comparison, '$1::text[]'),
     computed: `${computedStep(inputs, '$1::text[]', '$2::text[]')}, $3::timestamptz as now`,
-    compared: compareStatement(
-      `select recipient, profile_id, beside, value::jsonb as value, unsendable::text[] as unsendable, rivals::text[] as rivals, others::text[] as others
-       from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-         as c(recipient, profile_id, beside, value, unsendable, rivals, others)`,
-      { ...comparison, some: { recipients: '$8::text[]', present: '$9::text[]' } },
-      people.shape,
-    ),
+    compared: `with ${filling.ctes} select ${filling.columns} from personas_differing`,
   };
 }
 

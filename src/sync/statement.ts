@@ -177,12 +177,21 @@ function changedFields({ kind, onMissing, columns, gone }: Comparison): string {
     : `nullif(array_remove(array[${cases.join(', ')}], null), '{}')`;
 }
 
-/**
- * Fills `delta` from `computed`, a query that gives what `computedQuery` gives. The steps stand as sub-queries, not as
- * CTEs: one that counts its rows would be written out before it is read. `beside` is put into its form only where it
- * isn't what the snapshot has.
- */
+/** The columns of `delta` that a comparison fills. */
+export const DELTA_COLUMNS =
+  'op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, vanished, rivals, others';
+
+/** Fills `delta` from `computed`, a query that gives what `computedQuery` gives. */
 export function compareStatement(computed: string, comparison: Comparison, people: PeopleShape): string {
+  return `insert into pg_temp.delta (${DELTA_COLUMNS}) select ${DELTA_COLUMNS} from (${differingQuery(computed, comparison, people)}) as differing`;
+}
+
+/**
+ * The rows of `delta`, with the `owner` that each recipient has had so far. The steps stand as sub-queries, not as CTEs: one
+ * that counts its rows would be written out before it is read. `beside` is put into its form only where it isn't what the
+ * snapshot has.
+ */
+export function differingQuery(computed: string, comparison: Comparison, people: PeopleShape): string {
   const { definitionId, schema, kind, onMissing, columns, counted = false, some } = comparison;
   const member = kind === 'audience' ? 'true' : hasValue(columns);
   // What can't be sent keeps what the snapshot has, unless another profile of the recipient has a value for it.
@@ -194,11 +203,14 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
     definitionId === null
       ? `select null::text collate "C" as recipient, null::text as profile_id, null::text as beside, null::jsonb as value,
            null::text[] as others, false as kept, false as beside_changed, null::timestamptz as entered_at where false`
-      : `select * from ${quoteIdentifier(schema)}.snapshot where definition_id = ${definitionId}
-           ${some === undefined ? '' : `and recipient = any(${some.recipients})`} ${counted ? countingMembers(schema, definitionId) : ''}`;
+      : some === undefined
+        ? `select * from ${quoteIdentifier(schema)}.snapshot where definition_id = ${definitionId} ${counted ? countingMembers(schema, definitionId) : ''}`
+        : `select * from ${quoteIdentifier(schema)}.snapshot_${definitionId} where definition_id = ${definitionId} and recipient = any(${some.recipients})`;
   const gone =
     kind === 'trait' && onMissing === 'keep' ? `case when not kept then 'k' when unsendable then 's' end` : `'x'`;
   const beside = besideOf(people, 'beside');
+  // Of some profiles, planning and beginning cost more than a row does: nothing is to stand there twice.
+  const once = some === undefined ? '' : 'offset 0';
   const isSamePerson = `old_profile_id is not distinct from profile_id and not kept and old_others is not distinct from others
             and (old_beside is not distinct from beside or old_beside is not distinct from ${beside})`;
   const paired = `select c.present is true as computed, c.recipient, s.recipient as known_recipient, c.profile_id,
@@ -206,7 +218,7 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
         coalesce(s.kept, false) as kept, s.beside_changed, s.entered_at, c.rivals, c.others, s.others as old_others, c.unsendable is not null as unsendable
       from (select true as present, q.* from (${computed}) as q) as c
       full join (${known}) as s
-        on s.recipient = c.recipient`;
+        on s.recipient = c.recipient ${once}`;
   const judged = `select paired.*, ${member} as member, ${changedFields(comparison)} as columns from (${paired}) as paired`;
   const classified = `select judged.*,
         case
@@ -220,12 +232,12 @@ export function compareStatement(computed: string, comparison: Comparison, peopl
           when ${sameValue(columns)} and ${isSamePerson} then case when unsendable then 's' end
           else 't'
         end as op
-      from (${judged}) as judged`;
-  return `insert into pg_temp.delta (op, recipient, profile_id, beside, value, old_value, columns, entered_at, introduce, unsendable, matched, was_kept, vanished, rivals, others)
-    select op, coalesce(recipient, known_recipient), case when computed then profile_id else old_profile_id end,
-      case when computed then ${beside} else old_beside end, ${settledValue(columns)}, old_value, columns, entered_at,
-      case when op = 'c' then beside_changed or ${beside} is distinct from old_beside else op = 'e' end, unsendable,
-      computed and known_recipient is not null and not (kept and (rivals is not null or not member)), kept,
-      ${some === undefined ? 'false' : `op = 'x' and coalesce(not old_profile_id = any(${some.present}), false)`}, rivals, others
+      from (${judged}) as judged ${once}`;
+  return `select op::"char" as op, coalesce(recipient, known_recipient) as recipient, case when computed then profile_id else old_profile_id end as profile_id,
+      case when computed then ${beside} else old_beside end as beside, ${settledValue(columns)} as value, old_value, columns, entered_at,
+      case when op = 'c' then beside_changed or ${beside} is distinct from old_beside else op = 'e' end as introduce, unsendable,
+      computed and known_recipient is not null and not (kept and (rivals is not null or not member)) as matched, kept as was_kept,
+      ${some === undefined ? 'false' : `op = 'x' and coalesce(not old_profile_id = any(${some.present}), false)`} as vanished, rivals, others,
+      old_profile_id as owner
     from (${classified}) as classified where op is not null`;
 }
