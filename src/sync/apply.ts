@@ -165,9 +165,11 @@ const unlink = ({ definitionId }: Applied): Step => ({
 async function linkKeyChanges(session: Runner, { definitionId }: Applied): Promise<void> {
   const pairs = `select x.recipient as old, e.recipient as new from delta as x
     join delta as e on e.profile_id = x.profile_id and e.op = 'e' where x.op = 'x'`;
-  // Counted whole: to look for one alone, PostgreSQL would compare each exit with each entry.
-  const found = await session.query<{ pairs: number }>(`select count(*)::int4 as pairs from (${pairs}) as pairs`);
-  if (found.rows[0]?.pairs === 0) return;
+  // Grouped: joined, PostgreSQL would compare each exit with each entry where it doesn't know that there are many.
+  const { rowCount } = await session.query(
+    `select profile_id from delta where op in ('e', 'x') and profile_id is not null group by profile_id having bool_or(op = 'e') and bool_or(op = 'x') limit 1`,
+  );
+  if (rowCount === 0) return;
   // Whoever was to follow an older exit, and now gives way to a new key, is followed by that one.
   for (const table of ['outbox', 'dead_call']) {
     await session.query(

@@ -18,6 +18,17 @@ export interface Daemon {
   stop: () => Promise<void>;
 }
 
+/** Seconds of processor that a process has used so far; null where the system doesn't say, or it has ended. */
+export async function cpuSecondsOf(pid: number): Promise<number | null> {
+  if (process.platform !== 'linux') return null;
+  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => null);
+  if (stat === null) return null;
+  // The fields behind the name of the program, which may have blanks; ticks are hundredths of a second.
+  const [, fields = ''] = stat.split(') ');
+  const [user, system] = fields.split(' ').slice(11, 13).map(Number);
+  return ((user ?? 0) + (system ?? 0)) / 100;
+}
+
 /** Starts `personas-sync start` in `folder`, without anything of this process's environment but the path. */
 export function startDaemon(folder: string, configFile: string): Daemon {
   const child = spawn(process.execPath, [PROGRAM, 'start', '--config', configFile], {
@@ -34,13 +45,7 @@ export function startDaemon(folder: string, configFile: string): Daemon {
       const kilobytes = /VmHWM:\s+(\d+) kB/.exec(await readFile(`/proc/${child.pid}/status`, 'utf8'))?.[1];
       return kilobytes === undefined ? null : Number(kilobytes) / 1024;
     },
-    cpuSeconds: async () => {
-      if (process.platform !== 'linux' || child.pid === undefined) return null;
-      // The fields behind the name of the program, which may have blanks; ticks are hundredths of a second.
-      const [, fields = ''] = (await readFile(`/proc/${child.pid}/stat`, 'utf8')).split(') ');
-      const [user, system] = fields.split(' ').slice(11, 13).map(Number);
-      return ((user ?? 0) + (system ?? 0)) / 100;
-    },
+    cpuSeconds: async () => (child.pid === undefined ? null : cpuSecondsOf(child.pid)),
     requireAlive: () => {
       if (child.exitCode !== null || child.signalCode !== null) throw new Error(`The daemon has ended:\n${said}`);
     },

@@ -3,12 +3,12 @@ import { describeMachine, formatFigures, type Figure, type Report } from './figu
 import { startServer } from './server.js';
 
 /**
- * `npm run bench -- [compute] [memory] [start] [delivery] [latency] [load] [writer] [full] [--members N] [--seconds N]`:
+ * `npm run bench -- [compute] [memory] [start] [delivery] [latency] [load] [windowed] [writer] [full] [--members N] [--seconds N]`:
  * measures what the project promises, prints a table and ends with 1 where a bound is broken. Without names: all but
- * `full`, which takes many minutes and ten million members. `realtime` stands for `latency`, `load` and `writer`.
+ * `full`, which takes many minutes and ten million members. `realtime` stands for `latency`, `load`, `windowed` and `writer`.
  * `--seconds` is how long each lane is held at its quota, and single changes are made.
  */
-const REAL_TIME = ['latency', 'load', 'writer'] as const;
+const REAL_TIME = ['latency', 'load', 'windowed', 'writer'] as const;
 const PARTS = ['compute', 'memory', 'start', 'delivery', ...REAL_TIME, 'full'] as const;
 type Part = (typeof PARTS)[number];
 
@@ -52,6 +52,7 @@ if (PARTS.some((part) => part !== 'start' && wanted(part))) {
       await (await import('./realtime.js')).measureLatencies(server, { members, forSeconds }, report);
     }
     if (wanted('load')) await (await import('./realtime.js')).measureLoads(server, forSeconds, report);
+    if (wanted('windowed')) await (await import('./windowed.js')).measureWindowed(server, members, report);
     if (wanted('writer')) await (await import('./writer.js')).measureWriters(server, report);
     if (wanted('full')) await (await import('./full.js')).measureFull(server, report);
   } finally {

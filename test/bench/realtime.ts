@@ -3,13 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import pg from 'pg';
-import { runCommand, startDaemon, until, type Daemon } from './daemon.js';
+import { cpuSecondsOf, runCommand, startDaemon, until, type Daemon } from './daemon.js';
 import { limit, seconds, timed, type Report } from './figures.js';
 import { createChanges, fillOrders, FOLLOWED, type Change } from './orders.js';
 import { startReceiver, type Arrival, type Receiver } from './receiver.js';
 import type { BenchDatabase, BenchServer } from './server.js';
 import { settle } from './shop.js';
-import { writeConfig } from './site.js';
+import { writeConfig, type Definitions } from './site.js';
 
 /**
  * Real time as a whole, from the commit in a shop to the request at a receiver, with five definitions that follow the
@@ -32,19 +32,31 @@ const MOST_BULK_MS = 60_000;
 const IDLE_MS = 20_000;
 const MOST_IDLE = 0.01;
 
-interface Bench {
+export interface Bench {
   database: BenchDatabase;
   receiver: Receiver;
   daemon: Daemon;
 }
 
-const count = async ({ client }: BenchDatabase, text: string): Promise<number> =>
+export const count = async ({ client }: BenchDatabase, text: string): Promise<number> =>
   Number((await client.query<{ n: string }>(`select (${text})::bigint as n`)).rows[0]?.n);
 
-/** A shop with `customers` and a daemon that follows it; `work` begins when nothing is left to be done. */
+/** What a shop has, and what is followed of it. */
+export interface Shop {
+  fill: (client: pg.Client) => Promise<void>;
+  /** Of the configuration. */
+  sections: Definitions & Record<string, unknown>;
+}
+
+const ordersOf = (customers: number): Shop => ({
+  fill: (client) => fillOrders(client, customers),
+  sections: FOLLOWED,
+});
+
+/** A shop and a daemon that follows it; `work` begins when nothing is left to be done. */
 export async function withFollowed<T>(
   server: BenchServer,
-  customers: number,
+  { fill, sections }: Shop,
   work: (bench: Bench) => Promise<T>,
 ): Promise<T> {
   const database = await server.createDatabase('realtime');
@@ -58,12 +70,12 @@ export async function withFollowed<T>(
   try {
     // A queue lives on being vacuumed, as any server does by itself.
     await setAutovacuum(database, 'on');
-    await fillOrders(database.client, customers);
+    await fill(database.client);
     const config = await writeConfig(folder, {
       source: database,
       state: database,
       destination: receiver.url,
-      ...FOLLOWED,
+      ...sections,
     });
     const run = async (...words: string[]): Promise<void> => {
       const code = await runCommand(...words, '--config', config);
@@ -73,7 +85,8 @@ export async function withFollowed<T>(
     await run('realtime', 'install');
     const daemon = startDaemon(folder, config);
     try {
-      await untilQuiet({ database, daemon });
+      const { audiences = [], traits = [] } = sections;
+      await untilQuiet({ database, daemon }, audiences.length + traits.length);
       await settle(database.client);
       return await work({ database, receiver, daemon });
     } finally {
@@ -101,13 +114,16 @@ export const isEvaluated = async (database: BenchDatabase): Promise<true | null>
 };
 
 /** Resolves when everything is followed, and nothing is captured, due, or wanted in full. */
-async function untilQuiet({ database, daemon }: Pick<Bench, 'database' | 'daemon'>): Promise<void> {
+async function untilQuiet(
+  { database, daemon }: Pick<Bench, 'database' | 'daemon'>,
+  definitions = DEFINITIONS,
+): Promise<void> {
   await until(daemon, async () => {
     const live = await count(
       database,
       `select count(*) from personas.definition where tracking = 'live' and first_run_at is not null and full_wanted = full_done`,
     );
-    return live < DEFINITIONS ? null : isEvaluated(database);
+    return live < definitions ? null : isEvaluated(database);
   });
 }
 
@@ -205,21 +221,60 @@ async function measureLatency(
   await until(daemon, () => isEvaluated(database));
   await wait(1_000);
   await receiver.arrivals();
-  const usedBefore = await daemon.cpuSeconds();
-  const made = await makeChanges(bench, { next, perSecond: PER_SECOND, forMs });
-  const used = await daemon.cpuSeconds();
-  await until(daemon, () => isEvaluated(database));
+  const made = await withProcessor(
+    '… processor for one',
+    bench,
+    () => makeChanges(bench, { next, perSecond: PER_SECOND, forMs }),
+    report,
+  );
   await wait(2 * LATENCY_MS + 1_000);
   reportLatencies(name, latenciesOf(made, await receiver.arrivals()), report);
-  if (used !== null && usedBefore !== null) {
-    const each = ((used - usedBefore) * 1_000) / made.length;
+}
+
+/** What the daemon and its sessions in PostgreSQL use for each of the changes until they have been evaluated. */
+async function withProcessor(
+  name: string,
+  { database, daemon }: Bench,
+  work: () => Promise<readonly Made[]>,
+  report: Report,
+): Promise<readonly Made[]> {
+  const read = async (): Promise<readonly [daemon: number, sessions: number] | null> => {
+    const { rows } = await database.client.query<{ pid: number }>(
+      `select pid from pg_stat_activity where application_name like 'personas-sync %'`,
+    );
+    const own = await daemon.cpuSeconds();
+    const sessions = await Promise.all(rows.map(({ pid }) => cpuSecondsOf(pid)));
+    return own === null ? null : [own, sessions.reduce<number>((sum, used) => sum + (used ?? 0), 0)];
+  };
+  const before = await read();
+  const made = await work();
+  await until(daemon, () => isEvaluated(database));
+  const after = await read();
+  if (before !== null && after !== null) {
+    const each = (used: number): string => `${((used * 1_000) / made.length).toFixed(1)} ms`;
     report.add({
-      name: '… processor of the daemon for one',
-      measured: `${each.toFixed(1)} ms`,
+      name,
+      measured: `daemon ${each(after[0] - before[0])}, PostgreSQL ${each(after[1] - before[1])}`,
       bound: '',
       holds: null,
     });
   }
+  return made;
+}
+
+/** The same with nothing sent: from the capture to the outbox. */
+async function measureEvaluating(bench: Bench, next: () => Change, forMs: number, report: Report): Promise<void> {
+  const setState = (state: 'paused' | 'active'): Promise<unknown> =>
+    bench.database.client.query('update personas.destination set state = $1', [state]);
+  await setState('paused');
+  await wait(1_000);
+  await withProcessor(
+    '… of that until it is marked',
+    bench,
+    () => makeChanges(bench, { next, perSecond: PER_SECOND, forMs }),
+    report,
+  );
+  await setState('active');
 }
 
 async function measureIdle({ daemon }: Bench, report: Report): Promise<void> {
@@ -273,12 +328,14 @@ export async function measureLatencies(
 ): Promise<void> {
   const forMs = forSeconds * 1_000;
   report.say('Single changes of a small shop');
-  await withFollowed(server, CHANGED, async (bench) => {
+  await withFollowed(server, ordersOf(CHANGED), async (bench) => {
     await measureIdle(bench, report);
-    await measureLatency(`${PER_SECOND} changes a second`, bench, createChanges(CHANGED), forMs, report);
+    const next = createChanges(CHANGED);
+    await measureLatency(`${PER_SECOND} changes a second`, bench, next, forMs, report);
+    await measureEvaluating(bench, next, forMs, report);
   });
   report.say(`Single changes beside ${members} members`);
-  await withFollowed(server, members + CHANGED, async (bench) => {
+  await withFollowed(server, ordersOf(members + CHANGED), async (bench) => {
     const next = createChanges(CHANGED);
     await measureLatency(`beside ${members} members`, bench, next, forMs, report);
     await besideFullRuns(bench, () => measureLatency('while runs in full go on', bench, next, forMs, report));
@@ -404,7 +461,7 @@ async function measureLarge(bench: Bench, customers: number, report: Report): Pr
 
 export async function measureLoads(server: BenchServer, forSeconds: number, report: Report): Promise<void> {
   report.say(`${LOAD_PER_SECOND} changes a second`);
-  await withFollowed(server, LOAD_CUSTOMERS, (bench) => measureLoad(bench, forSeconds * 1_000, report));
+  await withFollowed(server, ordersOf(LOAD_CUSTOMERS), (bench) => measureLoad(bench, forSeconds * 1_000, report));
   report.say('Large transactions');
-  await withFollowed(server, 2 * LARGE, (bench) => measureLarge(bench, 2 * LARGE, report));
+  await withFollowed(server, ordersOf(2 * LARGE), (bench) => measureLarge(bench, 2 * LARGE, report));
 }
