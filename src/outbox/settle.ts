@@ -125,10 +125,16 @@ interface Locked {
   isReplaced: boolean;
 }
 
-/** Prepared statements find each row by its id, whatever the size of the table when they were planned. */
-const BY_ID = 'set enable_seqscan = off';
+/**
+ * Prepared statements find each row by its id, whatever the size of the table when they were planned. What a crash of the
+ * server takes back is sent again, which is harmless: nobody waits for the disk.
+ */
+const BY_ID = 'set enable_seqscan = off; set synchronous_commit = off';
 
-/** What is refused, put off or replaced is seldom, and its statements join: they are planned whenever they run. */
+/**
+ * What is refused, put off or replaced is seldom, and its statements join: they are planned whenever they run. Nothing may be
+ * asked of one while the other is under way.
+ */
 interface Session {
   prepared: Repeated;
   planned: Runner;
@@ -154,17 +160,6 @@ function postpone({ planned }: Session, rows: readonly Extract<Settlement, { kin
   ]);
 }
 
-function acknowledge({ prepared, planned }: Session, rows: readonly Locked[]): Promise<unknown>[] {
-  const idsOf = (isReplaced: boolean): readonly number[] =>
-    rows.filter((row) => row.isReplaced === isReplaced).map(({ id }) => id);
-  const [gone, replaced] = [idsOf(false), idsOf(true)];
-  return [
-    ...(gone.length === 0 ? [] : [prepared.query(ACKNOWLEDGE, [gone])]),
-    // Last: one of their successors may be among the others, and is marked anew.
-    ...(replaced.length === 0 ? [] : [planned.query(ACKNOWLEDGE_REPLACED, [replaced])]),
-  ];
-}
-
 /** Those of the rows that weren't locked which are there: somebody else is writing to them. */
 async function findBusy({ planned }: Session, ids: readonly number[]): Promise<ReadonlySet<number>> {
   if (ids.length === 0) return new Set();
@@ -173,9 +168,9 @@ async function findBusy({ planned }: Session, ids: readonly number[]): Promise<R
 }
 
 async function settle(session: Session, leader: string, all: readonly Settlement[]): Promise<ReadonlySet<Settlement>> {
-  const { prepared } = session;
+  const { prepared, planned } = session;
   const [, , { rows }] = await Promise.all([
-    prepared.all('begin'),
+    prepared.query('begin'),
     fenceLease(prepared, leader),
     prepared.query<Locked>(LOCK, [all.map(({ id }) => id)]),
   ]);
@@ -186,21 +181,25 @@ async function settle(session: Session, leader: string, all: readonly Settlement
     missing.map(({ id }) => id),
   );
 
-  const sent = all.filter(({ id, version }) => locked.get(id)?.version === version);
   const again = all.flatMap((each) => (each.kind === 'again' && locked.has(each.id) ? [each] : []));
+  if (again.length > 0) await postpone(session, again);
+  const sent = all.filter(({ id, version }) => locked.get(id)?.version === version);
   const writing: Promise<unknown>[] = [];
+  const gone: number[] = [];
+  const replaced: number[] = [];
   for (const each of sent) if (each.kind === 'refused') writing.push(...bury(session, each));
-  if (again.length > 0) writing.push(postpone(session, again));
-  const whole: Locked[] = [];
   for (const each of sent) {
-    const row = locked.get(each.id);
-    if (each.kind !== 'acknowledged' || row === undefined) continue;
-    if (each.columns === null) whole.push(row);
-    else writing.push(prepared.query(ACKNOWLEDGE_PART, [each.id, each.columns]));
+    if (each.kind !== 'acknowledged') continue;
+    if (each.columns !== null) writing.push(prepared.query(ACKNOWLEDGE_PART, [each.id, each.columns]));
+    else (locked.get(each.id)?.isReplaced === true ? replaced : gone).push(each.id);
   }
-  writing.push(...acknowledge(session, whole));
-  writing.push(prepared.all('commit'));
-  await Promise.all(writing);
+  if (gone.length > 0) writing.push(prepared.query(ACKNOWLEDGE, [gone]));
+  if (replaced.length > 0) {
+    await Promise.all(writing.splice(0));
+    // Last: one of their successors may be among the others, and is marked anew.
+    await planned.query(ACKNOWLEDGE_REPLACED, [replaced]);
+  }
+  await Promise.all([...writing, prepared.query('commit')]);
   return new Set(missing.filter(({ id }) => busy.has(id)));
 }
 
