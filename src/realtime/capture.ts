@@ -33,6 +33,11 @@ export interface Way {
 
 export interface CaptureOptions {
   state: Pool;
+  /**
+   * The source is in the same database, whose log is written in order: a crash that takes back what was moved takes back
+   * that it was deleted there.
+   */
+  same: boolean;
   leader: string;
   /** The state's id: setting `installation`. */
   installation: string;
@@ -117,7 +122,7 @@ interface Led {
 }
 
 export function createCapture(options: CaptureOptions): Capture {
-  const { state, leader, installation, mapping, perProfileMs, onDue, onUnresolved } = options;
+  const { state, same, leader, installation, mapping, perProfileMs, onDue, onUnresolved } = options;
   const resolve = createResolve();
   /** Moved, and still to be deleted. */
   let moved: readonly string[] = [];
@@ -183,7 +188,8 @@ export function createCapture(options: CaptureOptions): Capture {
   /** Writes whom rows lead to; returns the definitions for whom something waits. */
   const write = async ({ groups, everybody }: Led): Promise<readonly number[]> => {
     const dependents = [...groups.values()].map(({ keys, profiles }) => ({ keys, profileIds: [...profiles] }));
-    const added = dependents.length === 0 ? new Map<number, number>() : await addDue(state, leader, dependents);
+    const added =
+      dependents.length === 0 ? new Map<number, number>() : await addDue(state, leader, dependents, { durable: !same });
     const isWeighed = (id: number): boolean => (unweighed.get(id) ?? WEIGH_EVERY) + (added.get(id) ?? 0) >= WEIGH_EVERY;
     const weighed = [...added.keys()].filter(isWeighed);
     if (everybody.size > 0 || weighed.length > 0) {

@@ -73,6 +73,7 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
   });
   const capture: Capture = createCapture({
     state: pool,
+    same: databases.same,
     leader,
     installation,
     mapping: tracking.mapping,

@@ -28,22 +28,29 @@ const ADD_DUE = `with leads as (select from leader where holder = $1 and expires
   added as (
     insert into due (definition_id, profile_id)
     select f.id, p.id from followed as f join unnest($4::text[], $5::int4[]) as p(id, n) on p.n = f.n)
-  select exists (select from leads) as leads, array(select id::text from followed) as ids, array(select n::text from followed) as numbers`;
+  select set_config('synchronous_commit', $6, true), exists (select from leads) as leads, array(select id::text from followed) as ids, array(select n::text from followed) as numbers`;
 
 /**
  * Adds the profiles to those of their definitions that follow changes, in a transaction of its own; returns how many came to
- * each of these definitions. Throws a LeaseLostError where `leader` leads no more.
+ * each of these definitions. `durable` false: a crash of the server may take it back. Throws a LeaseLostError where `leader`
+ * leads no more.
  */
 export async function addDue(
   pool: Pool,
   leader: string,
   dependents: readonly Dependents[],
+  { durable }: { durable: boolean },
 ): Promise<ReadonlyMap<number, number>> {
   const numbered = (of: (each: Dependents) => readonly string[]): [string[], number[]] => [
     dependents.flatMap((each) => of(each)),
     dependents.flatMap((each, n) => of(each).map(() => n)),
   ];
-  const values = [leader, ...numbered(({ keys }) => keys), ...numbered(({ profileIds }) => profileIds)];
+  const values = [
+    leader,
+    ...numbered(({ keys }) => keys),
+    ...numbered(({ profileIds }) => profileIds),
+    durable ? 'on' : 'off',
+  ];
   const { rows } = await pool.query<{ leads: boolean; ids: string[]; numbers: string[] }>({
     name: 'personas_add_due',
     text: ADD_DUE,

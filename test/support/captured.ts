@@ -100,6 +100,7 @@ export async function createCaptured({ separate = false }: { separate?: boolean 
     capture: (more) =>
       createCapture({
         state,
+        same: !separate,
         leader: lease.holder,
         installation: INSTALLATION,
         mapping: () => captured.ways,
