@@ -4,11 +4,13 @@ import { isUnreachable } from './db/failure.js';
 import { SINGLE_REQUEST_MS } from './core/timeouts.js';
 import { startRealTime, type RealTime } from './realtime/realtime.js';
 import { LEASE_MS, tryLead, type Taken } from './db/lease.js';
+import { hearWakes, type Wakes } from './db/wake.js';
 import { createDeliveries, type Deliveries } from './delivery/deliveries.js';
 import { QUOTA_WINDOW_MS } from './delivery/pace.js';
 import type { Port } from './destinations/carrier.js';
 import { OperatorError } from './lib/errors.js';
 import type { Logger } from './lib/logger.js';
+import { startLoop, type Loop } from './lib/loop.js';
 import { until } from './lib/until.js';
 import { Secret } from './lib/secret.js';
 import type { Databases } from './sync/compute.js';
@@ -16,9 +18,9 @@ import { createFeeder } from './sync/cursor.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
 import { register } from './sync/registry.js';
 import { ALL_REQUESTS, QUIET_REQUESTS } from './sync/asking.js';
-import { startRequests } from './sync/requests.js';
+import { startRequests, type RequestLoop } from './sync/requests.js';
 import type { RunContext } from './sync/run.js';
-import { abandonRuns, startScheduler } from './sync/scheduler.js';
+import { abandonRuns, startScheduler, type Scheduler } from './sync/scheduler.js';
 
 /**
  * The composition root of what acts. One instance leads: it registers the configuration, runs what is due, feeds the
@@ -75,27 +77,6 @@ const WATCH_EVERY_MS = 1_000;
 /** A request may be open for ten seconds; none begins unless the lease outlasts some of that, and the next leader waits. */
 const LEASE_MARGIN_MS = 1_000;
 
-/** Repeats `work` until stopped; what it throws is logged and time goes on. */
-function startLoop(name: string, everyMs: number, log: Logger, work: () => Promise<unknown>): () => Promise<void> {
-  const stopping = new AbortController();
-  const { signal } = stopping;
-  const loop = async (): Promise<void> => {
-    while (!signal.aborted) {
-      try {
-        await work();
-      } catch (error) {
-        log.failure(`${name} failed; trying again`, error);
-      }
-      await until(everyMs, signal);
-    }
-  };
-  const looping = loop();
-  return async () => {
-    stopping.abort();
-    await looping;
-  };
-}
-
 /** Waits out the time in which a request of an earlier leader can still be open. */
 function createQuiet(ms: number): () => boolean {
   const until = performance.now() + ms;
@@ -122,6 +103,10 @@ export async function lead(
   const draining = new AbortController();
   const stopping = new AbortController();
   let realTime: RealTime | null = null;
+  let wakes: Wakes | null = null;
+  let scheduler: Scheduler | null = null;
+  let feeding: Loop | null = null;
+  let requests: RequestLoop | null = null;
   const context: RunContext = {
     databases,
     config,
@@ -134,14 +119,28 @@ export async function lead(
   const mayBegin = (timeoutMs: number): boolean =>
     quiet() && lease.remainingMs() > LEASE_MARGIN_MS && (timeoutMs <= SINGLE_REQUEST_MS || lease.allowsBulk());
 
+  /** While a command would be heard, what it asks for isn't looked for so often. */
+  const lookMs = (deafMs: number): number => wakes?.lookMs(deafMs) ?? deafMs;
   const deliveries = createDeliveries({
     state,
     leader: lease.holder,
     mayBegin,
     prepareBulk: lease.allowsBulk,
     bulkAgoMs: lease.bulkAgoMs,
+    lookMs,
     log,
   });
+  /** Something may have come into the outbox, or into what is fed to it. */
+  const nudge = (lowestId?: number): void => {
+    deliveries.nudge(lowestId);
+    feeding?.look();
+  };
+  /** A command has asked for something, or changed what is looked at. */
+  const lookAtAll = (): void => {
+    requests?.look();
+    scheduler?.look();
+    nudge(Infinity);
+  };
   const runs = new Map<string, Ended>();
   const hostOf = (name: string): string => {
     const destination = config.destinations.find((each) => each.name === name);
@@ -163,6 +162,7 @@ export async function lead(
       });
       await deliveries.replace(reachable, description);
       await realTime?.configure();
+      feeding?.look();
     } catch (error) {
       config = before;
       throw error;
@@ -228,14 +228,14 @@ export async function lead(
       // Stopped after the scheduler: a run that ends may still ask for what was captured.
       stops.push(realTime.stop);
     }
-    const scheduler = startScheduler({
+    const running = startScheduler({
       context,
       scheduled,
       draining: draining.signal,
       config: () => config,
       log,
       onRun: (definition, result) => {
-        deliveries.nudge();
+        nudge();
         const { outcome, error, counts, cause } = result;
         const ended = `${definition.key} ${outcome}`;
         const { count, corrections } = runs.get(ended) ?? { count: 0, corrections: 0 };
@@ -271,25 +271,30 @@ export async function lead(
         else log.warn(error ?? outcome, facts);
       },
     });
-    stops.push(() => scheduler.stop());
+    scheduler = running;
+    stops.push(() => running.stop());
     if (delivers) {
       const feed = createFeeder(state);
-      stops.push(
-        startLoop('Feeding the outbox', FEED_EVERY_MS, log, async () => {
-          for (let fed = await feed(); fed.count > 0; fed = await feed()) deliveries.nudge(fed.lowestId);
-        }),
-      );
-      stops.push(startLoop('Telling how deliveries go', REPORT_EVERY_MS, log, deliveries.report));
-      stops.push(startLoop('Tidying up', TIDY_EVERY_MS, log, () => tidyUp(state)));
+      let isLeft = true;
+      const feedMs = (): number => (isLeft ? FEED_EVERY_MS : lookMs(FEED_EVERY_MS));
+      feeding = startLoop('Feeding the outbox', feedMs, log, async () => {
+        let fed = await feed();
+        for (; fed.count > 0; fed = await feed()) deliveries.nudge(fed.lowestId);
+        isLeft = fed.left > 0;
+      });
+      stops.push(feeding.stop);
+      stops.push(startLoop('Telling how deliveries go', REPORT_EVERY_MS, log, deliveries.report).stop);
+      stops.push(startLoop('Tidying up', TIDY_EVERY_MS, log, () => tidyUp(state)).stop);
     }
-    const requests = startRequests({
+    const taking = startRequests({
       context,
       draining: draining.signal,
       kinds: delivers ? ALL_REQUESTS : QUIET_REQUESTS,
-      scheduler,
+      scheduler: running,
       definitions: () => config.definitions,
       reload,
-      nudge: deliveries.nudge,
+      nudge,
+      lookMs,
       drain: async (key) => {
         await realTime?.moveCaptured();
         return (await realTime?.drain(key)) ?? true;
@@ -298,7 +303,12 @@ export async function lead(
         deliveries.all().map(({ id, name, dispatcher }) => ({ id, name, compare: dispatcher.compare })),
       log,
     });
-    stops.push(() => requests.stop());
+    requests = taking;
+    stops.push(() => taking.stop());
+    if (scheduled) {
+      wakes = hearWakes(state.pool, log, lookAtAll);
+      stops.push(wakes.stop);
+    }
     if (scheduled) {
       const watch = watchConfig(() => config.files);
       let isPending = false;
@@ -316,7 +326,7 @@ export async function lead(
             isPending = false;
             log.error(`The changed configuration is not used: ${error.message}`);
           }
-        }),
+        }).stop,
       );
     }
   } catch (error) {

@@ -11,10 +11,10 @@ const at = (live: number, scheduled: number, backfill: number): Position => ({
 });
 
 /** A bookmark at the end of a queue that has been read at 0 ms, up to `position`. */
-function readToTheEnd(position: Position): Bookmark {
+function readToTheEnd(position: Position, nextMs = Infinity, mostMs = 250): Bookmark {
   const bookmark = createBookmark();
   bookmark.next(OPEN, 0);
-  bookmark.advance({ position, isEnd: true });
+  bookmark.advance({ position, isEnd: true, nextMs }, mostMs);
   return bookmark;
 }
 
@@ -26,7 +26,7 @@ describe('the queue is read', () => {
   it('on from where it was read to, at once, while there is more', () => {
     const bookmark = createBookmark();
     bookmark.next(OPEN, 0);
-    bookmark.advance({ position: at(3, 2, 1), isEnd: false });
+    bookmark.advance({ position: at(3, 2, 1), isEnd: false, nextMs: Infinity }, 250);
     expect(bookmark.restMs(1)).toBe(0);
     expect(bookmark.next(OPEN, 1)).toEqual(at(3, 2, 1));
   });
@@ -36,6 +36,19 @@ describe('the queue is read', () => {
     expect(bookmark.next(OPEN, 100)).toBeNull();
     expect(bookmark.restMs(100)).toBe(150);
     expect(bookmark.next(OPEN, 250)).toEqual(at(9, 9, 9));
+  });
+
+  it('later where nothing is expected, but when something is due', () => {
+    expect(readToTheEnd(at(9, 9, 9), Infinity, 1_000).restMs(0)).toBe(1_000);
+    expect(readToTheEnd(at(9, 9, 9), 600, 1_000).restMs(0)).toBe(600);
+    expect(readToTheEnd(at(9, 9, 9), 10, 1_000).restMs(0)).toBe(250);
+  });
+
+  it('after a quarter of a second where something was given back, whatever else is expected', () => {
+    const bookmark = readToTheEnd(at(9, 9, 9), Infinity, 1_000);
+    bookmark.leave(3);
+    expect(bookmark.restMs(0)).toBe(250);
+    expect(bookmark.next(OPEN, 251)).toEqual(at(2, 2, 2));
   });
 
   it('at once from what is new', () => {
@@ -56,7 +69,7 @@ describe('the queue is read', () => {
     const bookmark = readToTheEnd(at(9, 9, 9));
     bookmark.hear(0);
     expect(bookmark.next(OPEN, 1)).toBe(START);
-    bookmark.advance({ position: at(9, 9, 9), isEnd: true });
+    bookmark.advance({ position: at(9, 9, 9), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 10_001)).toEqual(at(9, 9, 9));
     expect(bookmark.next(OPEN, 10_002)).toBe(START);
   });
@@ -64,12 +77,12 @@ describe('the queue is read', () => {
   it('a quarter of a second later from what was given back', () => {
     const bookmark = createBookmark();
     bookmark.next(OPEN, 0);
-    bookmark.advance({ position: at(9, 9, 9), isEnd: false });
+    bookmark.advance({ position: at(9, 9, 9), isEnd: false, nextMs: Infinity }, 250);
     bookmark.leave(4);
     expect(bookmark.next(OPEN, 200)).toEqual(at(9, 9, 9));
-    bookmark.advance({ position: at(9, 9, 9), isEnd: false });
+    bookmark.advance({ position: at(9, 9, 9), isEnd: false, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 251)).toEqual(at(3, 3, 3));
-    bookmark.advance({ position: at(9, 9, 9), isEnd: false });
+    bookmark.advance({ position: at(9, 9, 9), isEnd: false, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 502)).toEqual(at(9, 9, 9));
   });
 });
@@ -79,10 +92,10 @@ describe('what there is no room for', () => {
     const bookmark = readToTheEnd(at(1, 1, 1));
     bookmark.hear(2);
     expect(bookmark.next(NO_MARKS, 1)).toEqual(at(1, 1, 1));
-    bookmark.advance({ position: at(7, 7, 7), isEnd: true });
+    bookmark.advance({ position: at(7, 7, 7), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.unread()).toEqual(at(1, 1, 1));
     expect(bookmark.next(OPEN, 2)).toEqual(at(1, 1, 1));
-    bookmark.advance({ position: at(7, 7, 7), isEnd: true });
+    bookmark.advance({ position: at(7, 7, 7), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 3)).toBeNull();
     expect(bookmark.unread()).toEqual(at(7, 7, 7));
   });
@@ -91,10 +104,10 @@ describe('what there is no room for', () => {
     const bookmark = readToTheEnd(at(5, 5, 5));
     bookmark.hear(6);
     bookmark.next(NO_MARKS, 1);
-    bookmark.advance({ position: at(7, 7, 7), isEnd: true });
+    bookmark.advance({ position: at(7, 7, 7), isEnd: true, nextMs: Infinity }, 250);
     bookmark.hear(3);
     expect(bookmark.next(NO_MARKS, 2)).toEqual(at(2, 2, 2));
-    bookmark.advance({ position: at(9, 9, 9), isEnd: true });
+    bookmark.advance({ position: at(9, 9, 9), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 3)).toEqual(at(2, 2, 2));
   });
 
@@ -102,9 +115,9 @@ describe('what there is no room for', () => {
     const bookmark = readToTheEnd(at(5, 5, 5));
     bookmark.hear(6);
     bookmark.next({ ...NO_MARKS, events: 0 }, 1);
-    bookmark.advance({ position: at(8, 8, 8), isEnd: true });
+    bookmark.advance({ position: at(8, 8, 8), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.next(NO_MARKS, 2)).toEqual(at(5, 5, 5));
-    bookmark.advance({ position: at(8, 8, 8), isEnd: true });
+    bookmark.advance({ position: at(8, 8, 8), isEnd: true, nextMs: Infinity }, 250);
     expect(bookmark.next(OPEN, 3)).toEqual(at(5, 5, 5));
   });
 });

@@ -131,6 +131,7 @@ describe('deliveries', () => {
       mayBegin: never,
       prepareBulk: never,
       bulkAgoMs: Infinity,
+      lookMs: (ms) => ms,
       log: harness.opened.log,
     });
     const closed: string[] = [];

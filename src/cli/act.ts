@@ -1,6 +1,7 @@
 import { lead, type Leadership, type Resources } from '../daemon.js';
 import { findLeader, tryLead } from '../db/lease.js';
 import type { RequestKind } from '../db/state.js';
+import { wakeLeader } from '../db/wake.js';
 import { QUOTA_WINDOW_MS } from '../delivery/pace.js';
 import { until } from '../lib/until.js';
 import { NOTHING, QUIET_REQUESTS, type RequestArguments, type RequestProgress } from '../sync/asking.js';
@@ -61,6 +62,7 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
   );
   const request = left.rows[0];
   if (request === undefined) throw new Error('A request was not recorded.');
+  await wakeLeader(state.pool);
   const read = async (): Promise<{
     outcome: Acted['outcome'] | null;
     answer: string | null;

@@ -1,4 +1,5 @@
 import { inTransaction } from '../db/connect.js';
+import { wakeLeader } from '../db/wake.js';
 import { OperatorError } from '../lib/errors.js';
 import { resumeCalls } from '../sync/cursor.js';
 import type { CommandContext } from './command.js';
@@ -158,11 +159,13 @@ async function resumeDestination({ opened, output }: CommandContext, name: strin
 export async function pause(context: CommandContext, text: string): Promise<number> {
   const { kind, name } = await findTarget(context.opened, text);
   await (kind === 'definition' ? pauseDefinition(context, name) : pauseDestination(context, name));
+  await wakeLeader(context.opened.databases.state.pool);
   return 0;
 }
 
 export async function resume(context: CommandContext, text: string): Promise<number> {
   const { kind, name } = await findTarget(context.opened, text);
   await (kind === 'definition' ? resumeDefinition(context, name) : resumeDestination(context, name));
+  await wakeLeader(context.opened.databases.state.pool);
   return 0;
 }

@@ -38,12 +38,17 @@ function reportDelivery({ opened }: CommandContext, leadership: Leadership): () 
     const seconds = (performance.now() - at) / 1000;
     const rate = Math.round((sent - before) / seconds);
     [before, at] = [sent, performance.now()];
+    const trouble = dispatchers.map((dispatcher) => dispatcher.trouble()).find((each) => each !== null);
+    // Nothing that is worth counting for.
+    if (rate === 0 && trouble === undefined && !wasWaiting) {
+      waitedBefore = 0;
+      return;
+    }
     const { rows } = await pool.query<{ waiting: number; ahead: number }>(
       `select (select count(*) from outbox) as waiting,
          (select coalesce(sum(greatest(0, backfill_total - backfill_done)), 0)::int8 from definition_destination where backfill is not null) as ahead`,
     );
     const waiting = (rows[0]?.waiting ?? 0) + (rows[0]?.ahead ?? 0);
-    const trouble = dispatchers.map((dispatcher) => dispatcher.trouble()).find((each) => each !== null);
     // Several marks may become one call: how fast they become fewer says how long it takes.
     const fewer = (waitedBefore - waiting) / seconds;
     waitedBefore = waiting;

@@ -4,7 +4,7 @@ import { goBack, liveOnly, START, type Position, type QueueRead, type Room } fro
  * How far the queue has been read, and from where to read on. Pure: times are milliseconds of one clock that never goes
  * back.
  *
- *   all read, nothing new ──▶ looked at again after a quarter of a second: what is new is heard of, what is due isn't
+ *   all read, nothing new ──▶ looked at again when something is due, after a quarter of a second at the earliest
  *   something new, given back, or seen of somebody under way ──▶ back to its id
  *   passed over for want of room ──▶ back to there when there is room
  *   every ten seconds ──▶ from the start: transactions commit out of order
@@ -16,8 +16,8 @@ export interface Bookmark {
   leave: (lowestId: number) => void;
   /** Where to read on, with so much room; null where nothing can be found. */
   next: (room: Room, now: number) => Position | null;
-  /** So far it has been read. */
-  advance: (read: Pick<QueueRead, 'position' | 'isEnd'>) => void;
+  /** So far it has been read; after `mostMs` it is looked at again even if nothing is expected. */
+  advance: (read: Pick<QueueRead, 'position' | 'isEnd' | 'nextMs'>, mostMs: number) => void;
   /** For how long nothing can be found unless something is heard of, or there is room again. */
   restMs: (now: number) => number;
   /** The live calls that have yet to be read. */
@@ -39,6 +39,7 @@ export function createBookmark(): Bookmark {
   let position = START;
   let isAtEnd = false;
   let readAt = -Infinity;
+  let stalesMs = 0;
   let readAllAt = -Infinity;
   let newFrom = 0;
   let leftFrom = NOTHING;
@@ -46,6 +47,11 @@ export function createBookmark(): Bookmark {
   let roomRead: Room = { marks: 0, lists: 0, events: 0, asks: 0 };
   /** From where on there is what was passed over, since there was no room for it. */
   let passedFrom: Position | null = null;
+
+  const restMs = (now: number): number => {
+    if (!isAtEnd || newFrom < NOTHING) return 0;
+    return Math.max(0, readAt + (leftFrom < NOTHING ? LOOK_EVERY_MS : stalesMs) - now);
+  };
 
   return {
     hear: (lowestId) => {
@@ -58,8 +64,7 @@ export function createBookmark(): Bookmark {
       const isOpened = WAYS.some((way) => room[way] > 0 && roomRead[way] === 0);
       const isAll = now - readAllAt > REREAD_EVERY_MS;
       const isLeftDue = isAll || (leftFrom < NOTHING && now - leftReadAt > LOOK_EVERY_MS);
-      const isStale = now - readAt >= LOOK_EVERY_MS;
-      if (isAtEnd && newFrom === NOTHING && !isOpened && !isLeftDue && !isStale) return null;
+      if (restMs(now) > 0 && !isOpened && !isLeftDue) return null;
 
       const from = isAll ? 0 : Math.min(newFrom, isLeftDue ? leftFrom : NOTHING);
       newFrom = NOTHING;
@@ -71,10 +76,11 @@ export function createBookmark(): Bookmark {
       [roomRead, readAt, isAtEnd] = [room, now, false];
       return position;
     },
-    advance: (read) => {
+    advance: (read, mostMs) => {
       ({ position, isEnd: isAtEnd } = read);
+      stalesMs = Math.min(mostMs, Math.max(LOOK_EVERY_MS, read.nextMs));
     },
-    restMs: (now) => (isAtEnd && newFrom === NOTHING ? Math.max(0, readAt + LOOK_EVERY_MS - now) : 0),
+    restMs,
     live: () => liveOnly(goBack(position, newFrom)),
     unread: () => goBack(passedFrom ?? position, newFrom),
   };

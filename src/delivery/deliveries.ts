@@ -47,11 +47,13 @@ export interface DeliveriesOptions {
   prepareBulk: () => boolean;
   /** How long ago, when this was made, an earlier leader may have sent something in bulk. */
   bulkAgoMs: number;
+  /** How long to wait before looking again at an empty queue, where that is `deafMs` unless a command is heard. */
+  lookMs: (deafMs: number) => number;
   log: Logger;
 }
 
 export function createDeliveries(options: DeliveriesOptions): Deliveries {
-  const { state, leader, mayBegin, prepareBulk, bulkAgoMs, log } = options;
+  const { state, leader, mayBegin, prepareBulk, bulkAgoMs, lookMs, log } = options;
   const since = performance.now();
   const told = new Map<number, string>();
   const memories = new Map<number, Memory>();
@@ -101,6 +103,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
         mayBegin,
         prepareBulk,
         memory: memoryOf(id),
+        lookMs,
         onLeaseLost: () => log.warn('Calls that were under way are not settled: another instance leads.'),
         log,
       }),

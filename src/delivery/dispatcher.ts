@@ -32,9 +32,9 @@ import { allWritten, createWriter, openReceipt, type Writer } from './writer.js'
  * rows are read until all that became of them has been written, and for a while longer where a request may still be
  * applied: so nothing is in flight twice at once.
  *
- * The queue is read on from where it was left, every quarter of a second at least. Reading goes back when somebody says
- * that there is something new, and begins anew when something comes to be sendable that was passed over, and every ten
- * seconds.
+ * The queue is read on from where it was left, every quarter of a second, or second where nothing is expected. Reading goes
+ * back when somebody says that there is something new, and begins anew when something comes to be sendable that was passed
+ * over, and every ten seconds.
  *
  * While many recipients wait, users and events go in bulk; how many are under way at once follows.
  */
@@ -66,6 +66,8 @@ export interface DispatcherOptions {
   prepareBulk: () => boolean;
   /** Which pipelines recipients were in lately. */
   memory: Memory;
+  /** How long to wait before looking again where nothing is expected; `deafMs` unless a command is heard. */
+  lookMs: (deafMs: number) => number;
   onLeaseLost: () => void;
   log: Logger;
 }
@@ -327,9 +329,9 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
     stops.heed(paused);
     if (!(await choosePipeline(!read.isEnd))) return LOOK_EVERY_MS;
-    bookmark.advance(read);
     await take(read.rows);
     isDatabaseAway = false;
+    bookmark.advance(read, slots.taken() === 0 ? options.lookMs(LOOK_EVERY_MS) : LOOK_EVERY_MS);
     return bookmark.restMs(performance.now());
   };
 

@@ -47,6 +47,8 @@ export interface QueueRead {
   rows: readonly { id: number; version: number; recipient: string }[];
   /** Whether that was all. */
   isEnd: boolean;
+  /** In how many milliseconds the next call is due that waits for its time; Infinity: none waits. */
+  nextMs: number;
   position: Position;
 }
 
@@ -112,17 +114,20 @@ const READ_QUEUE = `
   -- What is said once stands in the first row alone.
   left join lateral (
     select t.state, t.reason, (now() - interval '1 second')::text as read_until,
+      (select extract(epoch from min(w.due_at) - now())::float8 * 1000 from outbox as w
+        where (w.attempts > 0 or w.confirm > 0) and w.due_at > now()) as next_ms,
       (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused
   ) as head on q.n is null or q.n = 1
   where t.id = $1`;
 
 interface ReadRow {
-  /** These five are null but in the first row. */
+  /** These six are null but in the first row. */
   state: QueueRead['state'] | null;
   reason: string | null;
   paused: readonly number[] | null;
   read_until: string | null;
   last: number | null;
+  next_ms: string | null;
   /** Null where nothing was found. */
   part: 0 | 1 | 2 | 3 | null;
   id: number;
@@ -193,6 +198,7 @@ export async function readQueue(
     paused: head?.paused ?? [],
     rows: read,
     isEnd,
+    nextMs: Number(head?.next_ms ?? Infinity),
     position: positionAfter(position, fitting, isEnd && state === 'active'),
   };
 }

@@ -6,6 +6,7 @@ import { backoffMs } from '../lib/backoff.js';
 import { UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { createSignal } from '../lib/signal.js';
+import { togetherMs } from '../lib/together.js';
 import type { BatchOptions, BatchResult } from '../sync/batch.js';
 import { wantFull } from '../sync/due.js';
 import { markStuck, readFollowed, retryParked } from '../sync/waiting.js';
@@ -292,7 +293,7 @@ export function startEvaluator(options: EvaluatorOptions): Evaluator {
         if (!hasFailed) log.failure('What waits to be evaluated cannot be read; trying again', error);
         hasFailed = true;
       }
-      await signal.wait(LOOK_MS);
+      await signal.wait(togetherMs(LOOK_MS));
     }
   };
   const looping = follows ? loop() : Promise.resolve();

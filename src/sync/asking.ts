@@ -71,6 +71,8 @@ export interface RequestDeps {
   /** Reads the configuration again; throws where it may not be applied. */
   reload: (confirmRemovals: boolean) => Promise<void>;
   nudge: () => void;
+  /** How long to wait before looking again, where that is `deafMs` unless a command is heard. */
+  lookMs: (deafMs: number) => number;
   /** Evaluates what has changed of a definition by now, where its changes are followed; false where some of it waits. */
   drain: (key: string) => Promise<boolean>;
   /** The destinations that are sent to; `compare` null where their users can't be read. */

@@ -148,9 +148,10 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
   return lowest;
 }
 
-/** How many cursors were fed, and the lowest id of what they have put into the outbox. */
+/** How many cursors were fed, how many there was no room for, and the lowest id of what has been put into the outbox. */
 export interface Fed {
   count: number;
+  left: number;
   lowestId: number;
 }
 
@@ -158,9 +159,12 @@ export interface Fed {
 export function createFeeder(state: State, size = CHUNK): () => Promise<Fed> {
   const hasRoom = createRoom(state);
   return async () => {
-    const fed: Fed = { count: 0, lowestId: Infinity };
+    const fed: Fed = { count: 0, left: 0, lowestId: Infinity };
     for (const cursor of await readCursors(state)) {
-      if (!(await hasRoom(cursor.destination_id, cursor.priority))) continue;
+      if (!(await hasRoom(cursor.destination_id, cursor.priority))) {
+        fed.left += 1;
+        continue;
+      }
       const lowest = await inTransaction(state.pool, (client) => feedChunk(client, cursor, size));
       fed.lowestId = Math.min(fed.lowestId, lowest);
       fed.count += 1;

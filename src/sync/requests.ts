@@ -2,6 +2,7 @@ import { inTransaction } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
 import type { RequestKind, State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
+import { createSignal } from '../lib/signal.js';
 import { discardDead, retryDead } from '../outbox/dead.js';
 import { NOTHING, type RequestArguments, type RequestDeps, type RequestProgress, type Save } from './asking.js';
 import { beginBackfill } from './cursor.js';
@@ -146,6 +147,8 @@ async function carryOut(deps: RequestDeps, row: RequestRow, save: Save): Promise
 }
 
 export interface RequestLoop {
+  /** A command may have asked for something. */
+  look: () => void;
   stop: () => Promise<void>;
 }
 
@@ -156,6 +159,7 @@ export function startRequests(deps: RequestDeps): RequestLoop {
   const { pool } = deps.context.databases.state;
   const { leader } = deps.context;
   const underWay = new Set<Promise<void>>();
+  const signal = createSignal();
   let stopping = false;
 
   const handle = async (row: RequestRow): Promise<void> => {
@@ -207,13 +211,15 @@ export function startRequests(deps: RequestDeps): RequestLoop {
       } catch (error) {
         deps.log.failure('Requests cannot be read; trying again', error);
       }
-      await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+      await signal.wait(deps.lookMs(LOOK_EVERY_MS));
     }
   };
   const looping = loop();
   return {
+    look: signal.notify,
     stop: async () => {
       stopping = true;
+      signal.notify();
       await looping;
       await Promise.allSettled(underWay);
     },

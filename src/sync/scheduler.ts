@@ -7,6 +7,7 @@ import type { RunOutcome } from '../db/state.js';
 import { UnavailableError } from '../lib/errors.js';
 import { inTransaction } from '../db/connect.js';
 import type { Logger } from '../lib/logger.js';
+import { togetherMs } from '../lib/together.js';
 import { abandonOpenRuns } from './record.js';
 import { runDefinition, type RunContext, type RunResult } from './run.js';
 
@@ -21,6 +22,8 @@ export interface Scheduler {
     definition: Definition,
     request: { trigger: 'sync' | 'approve'; approves: number | null },
   ) => Promise<RunResult | null>;
+  /** Something may have come to be due. */
+  look: () => void;
   stop: () => Promise<void>;
 }
 
@@ -186,7 +189,7 @@ export function startScheduler({ context, scheduled, draining, config, log, onRu
       } catch (error) {
         log.failure('The schedule cannot be read; trying again', error);
       }
-      await sleep(LOOK_EVERY_MS);
+      await sleep(togetherMs(LOOK_EVERY_MS));
     }
   };
   const looping = scheduled ? loop() : Promise.resolve();
@@ -199,6 +202,7 @@ export function startScheduler({ context, scheduled, draining, config, log, onRu
       if (draining.aborted) throw new UnavailableError('Stopped.');
       return run(definition, request);
     },
+    look: () => wake(),
     stop: async () => {
       stopping = true;
       wake();
