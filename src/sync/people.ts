@@ -14,6 +14,18 @@ export interface People {
   userIdIsProfileId?: boolean;
 }
 
+/**
+ * Whether everybody is known to have a userId of their own: it is their id, which is never an empty text. No address stands
+ * for anybody then, so that a person's recipients hang on their own row alone.
+ */
+function areAllUsers({ userIdIsProfileId, shape }: People): boolean {
+  return (
+    userIdIsProfileId === true &&
+    shape.key !== 'email' &&
+    (shape.profileType in INTEGERS || shape.profileType === 'uuid')
+  );
+}
+
 /** An identifier in the form in which it is compared and sent; null where it is absent. */
 const userIdOf = (column: string): string => `nullif(${column}, '')`;
 const emailOf = (column: string): string => `nullif(lower(btrim(${column})), '')`;
@@ -64,7 +76,9 @@ export function recipientsQuery(people: People, moments: Moments, only: string |
                on o.email = lower(btrim(p.email))`
           : `left join lateral (select ${least} as least from ${all} as q
                where ${holds} and lower(btrim(q.email)) = lower(btrim(p.email))) as o on true`;
-      return `select p.profile_id, 'u:' || p.user_id as recipient, p.email as beside, ${none} from ${all} as p where ${hasUserId('p.user_id')}${among}
+      const own = `select p.profile_id, 'u:' || p.user_id as recipient, p.email as beside, ${none} from ${all} as p where ${hasUserId('p.user_id')}${among}`;
+      if (areAllUsers(people)) return own;
+      return `${own}
         union all
         select p.profile_id, coalesce('u:' || o.least[1], 'e:' || lower(btrim(p.email))),
           case when o.least is not null then p.email end, o.least[2]
@@ -115,7 +129,7 @@ export function presentQuery(people: People, moments: Moments, only: string): st
  * address stands for the smallest userId that anybody holds beside it. Null where each profile's hang on its own alone.
  */
 export function neighboursQuery(people: People, moments: Moments, only: string): string | null {
-  if (people.shape.key !== 'hybrid' || !people.shape.email) return null;
+  if (people.shape.key !== 'hybrid' || !people.shape.email || areAllUsers(people)) return null;
   const all = `(${peopleQuery(people, moments)})`;
   return `select q.profile_id from ${all} as q where lower(btrim(q.email)) = any(array(
     select lower(btrim(p.email)) from ${all} as p where p.profile_id = any(${only}) and ${hasEmail('p.email')}))`;
@@ -133,6 +147,7 @@ export function holdersQuery(people: People, moments: Moments, recipients: strin
       : `${column}.user_id = any(${ids('u')})`;
   const byEmail = `lower(btrim(p.email)) = any(${ids('e')})`;
   const among = (condition: string): string => `select p.profile_id from ${all} as p where ${condition}`;
+  if (areAllUsers(people)) return among(byUserId('p'));
   const parts = [
     ...(userId ? [among(byUserId('p'))] : []),
     ...(email && key !== 'user_id' ? [among(byEmail)] : []),

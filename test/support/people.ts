@@ -138,7 +138,7 @@ export const TABLES = `
   create table members (profile int, note text);
   create table scores (profile int, note text, score float8, total numeric, level int8);
   create function become(world jsonb) returns void language sql as $$
-    delete from people; delete from members; delete from scores;
+    delete from people where profile < 1000; delete from members; delete from scores;
     insert into people select * from jsonb_to_recordset(world -> 'people') as r(profile int, user_id text, email text);
     insert into members select * from jsonb_to_recordset(world -> 'members') as r(profile int, note text);
     insert into scores select profile, note, score::float8, total::numeric, level::int8
