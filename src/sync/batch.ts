@@ -175,14 +175,9 @@ export async function evaluateBatch(
   }
 }
 
-/**
- * Nothing differs, so nobody disagrees about these recipients any more, either. That they are done is all that is written: if
- * it is lost in a crash of the server, they are still due, so nothing waits for the disk.
- */
+/** Nothing differs, so nobody disagrees about these recipients any more, either. */
 function leaveUntouched({ run, context }: BatchSession, plan: Plan, { locked, evaluated }: Found): Promise<unknown>[] {
-  const leaving: Promise<unknown>[] = [...mayWrite(plan), 'set local synchronous_commit = off'].map((text) =>
-    run.query(text),
-  );
+  const leaving: Promise<unknown>[] = mayWrite(plan).map((text) => run.query(text));
   if (!locked.conflicts) return leaving;
   const { schema } = context.databases.state;
   const forgetting = run.query(
