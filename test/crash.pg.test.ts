@@ -17,7 +17,7 @@ const DEFINITIONS = {
   traits: [{ name: 'Spent', sql: 'SELECT id AS profile_id, spent AS value FROM people', ...FREELY, send: 'identify' }],
 };
 /** More than go singly. */
-const IN_BULK = 3_000;
+const IN_BULK = 5_000;
 const SOON = { timeout: 15_000, interval: 20 };
 
 interface Program {

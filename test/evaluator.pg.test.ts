@@ -86,6 +86,7 @@ async function openWorker(): Promise<Worker> {
     return {
       kind: 'written',
       profiles: profiles.length,
+      changed: profiles.length,
       raisedFrom: Number(profiles[0]),
       counts: null,
       more: rows.length === limit,

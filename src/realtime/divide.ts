@@ -24,7 +24,7 @@ export interface Division {
  * are parked, all others are evaluated. Throws what fails for other reasons, and where it fails for too many.
  */
 export async function divide({ state, definitionId, limit, evaluate }: Division): Promise<BatchResult> {
-  let profiles = 0;
+  const total = { profiles: 0, changed: 0 };
   let parked = 0;
   /** A result where no part of it may be written at present; otherwise null. */
   const tryAll = async (rows: readonly Waiting[]): Promise<BatchResult | null> => {
@@ -32,7 +32,10 @@ export async function divide({ state, definitionId, limit, evaluate }: Division)
     try {
       const result = await evaluate(ids);
       if (result.kind === 'waits' || result.kind === 'holds') return result;
-      if (result.kind === 'written') profiles += result.profiles;
+      if (result.kind === 'written') {
+        total.profiles += result.profiles;
+        total.changed += result.changed;
+      }
       return null;
     } catch (error) {
       const trouble = judgeTrouble(error);
@@ -46,7 +49,7 @@ export async function divide({ state, definitionId, limit, evaluate }: Division)
   };
   const rows = await readWaiting(state, definitionId, limit);
   if (rows.length === 0) return { kind: 'nothing' };
-  return (await tryAll(rows)) ?? { kind: 'written', profiles, raisedFrom: null, counts: null, more: true };
+  return (await tryAll(rows)) ?? { kind: 'written', ...total, raisedFrom: null, counts: null, more: true };
 }
 
 /** Two halves by profile, whose rows stay together; null where there is but one. */

@@ -38,8 +38,17 @@ export type BatchResult =
   | { kind: 'waits'; because: string }
   /** The guard: what is due stays, and a run in full shows it to a person. */
   | { kind: 'holds'; because: string }
-  /** What is to be told of stands in the outbox from the id `raisedFrom` on; `more` waits. */
-  | { kind: 'written'; profiles: number; raisedFrom: number | null; counts: RunCounts | null; more: boolean };
+  | {
+      kind: 'written';
+      profiles: number;
+      /** How many recipients have something else now. */
+      changed: number;
+      /** The lowest id of what is to be told of them, in the outbox; null: there is nothing. */
+      raisedFrom: number | null;
+      counts: RunCounts | null;
+      /** More waits. */
+      more: boolean;
+    };
 
 export interface BatchOptions {
   /** How many due rows are taken at once. */
@@ -161,11 +170,13 @@ export async function evaluateBatch(
     ending.push(run.query('commit'));
     await Promise.all(ending);
     plan.isLeft ||= written !== null;
+    const counts = written?.counts ?? null;
     return {
       kind: 'written',
       profiles: due.profiles.length,
+      changed: counts === null ? 0 : counts.entered + counts.exited + counts.changed,
       raisedFrom: (await written?.raising) ?? null,
-      counts: written?.counts ?? null,
+      counts,
       more: due.more,
     };
   } catch (error) {
