@@ -8,7 +8,7 @@ import { countDelta, leaveOutForgotten, toRunCounts, type Counted, type RunCount
 import {
   begin,
   beginAgain,
-  mayWrite,
+  endComputing,
   planOf,
   type Asked,
   type BatchSession,
@@ -188,7 +188,7 @@ export async function evaluateBatch(
 
 /** Nothing differs, so nobody disagrees about these recipients any more, either. */
 function leaveUntouched({ run, context }: BatchSession, plan: Plan, { locked, evaluated }: Found): Promise<unknown>[] {
-  const leaving: Promise<unknown>[] = mayWrite(plan).map((text) => run.query(text));
+  const leaving: Promise<unknown>[] = endComputing(plan).map((text) => run.query(text));
   if (!locked.conflicts) return leaving;
   const { schema } = context.databases.state;
   const forgetting = run.query(
@@ -214,7 +214,7 @@ async function applyFound(
   const { row } = locked;
   const runId = options.runId ?? null;
   const { definition, textHash } = plan;
-  const writing: Promise<unknown>[] = mayWrite(plan).map((text) => run.query(text));
+  const writing: Promise<unknown>[] = endComputing(plan).map((text) => run.query(text));
   let ops = differing.ops;
   let counts = toRunCounts(row.members, JSON.parse(differing.counts) as Counted);
   if (locked.forgotten) {

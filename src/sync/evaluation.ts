@@ -227,8 +227,8 @@ export async function beginAgain(
   return { locked, due, ...evaluated };
 }
 
-/** From here on the transaction may write. */
-export const mayWrite = (plan: Plan): readonly string[] =>
+/** What has a transaction that computes become one that may write. */
+export const endComputing = (plan: Plan): readonly string[] =>
   plan.way(false).kind === 'one' ? ['release savepoint computing'] : [];
 
 async function evaluateDue(
