@@ -272,22 +272,27 @@ describe.each([
     await expectEvents(each);
 
     // Comparing everybody finds nothing that was missed, nor has it ever.
-    const [before] = await each.harness.state('select max(id) as id from run');
-    expect(await each.harness.sync()).toMatchObject({ outcome: 'done' });
-    const found = await each.harness.state(
-      `select d.key, r.outcome, r.entered, r.exited, r.changed, r.corrections, d.tracking, d.distrusted_at
-       from definition as d left join run as r on r.definition_id = d.id and r.id > $1 order by 1`,
-      [before?.['id']],
-    );
-    const nothing = { outcome: 'succeeded', entered: 0, exited: 0, changed: 0, corrections: 0 };
-    expect(found).toEqual(
-      [...KEYS].sort().map((key) => ({
-        key,
-        ...nothing,
+    for (let isTold = false; !isTold;) {
+      await becomesQuiet(each);
+      const [before] = await each.harness.state('select max(id) as id from run');
+      expect(await each.harness.sync()).toMatchObject({ outcome: 'done' });
+      const found = await each.harness.state(
+        `select d.key, r.outcome, r.entered, r.exited, r.changed, r.corrections, d.tracking, d.distrusted_at
+         from definition as d left join run as r on r.definition_id = d.id and r.id > $1 order by 1`,
+        [before?.['id']],
+      );
+      const nothing = {
+        outcome: 'succeeded',
+        entered: 0,
+        exited: 0,
+        changed: 0,
         tracking: 'live',
         distrusted_at: null,
-      })),
-    );
+      };
+      for (const each of found) expect(each).toMatchObject(nothing);
+      // A table that was truncated is seen to be another within five seconds: everybody is compared once more, for that reason.
+      isTold = [...KEYS].every((key) => found.some((run) => run['key'] === key && run['corrections'] === 0));
+    }
     expect(await each.harness.state('select id, error, corrections from run where corrections > 0')).toEqual([]);
     await expectTrue(each);
   }, 600_000);
