@@ -123,22 +123,20 @@ describe('check, of real time', () => {
     expect((await site.run('check')).stdout).toContain('✓ lines audience, real time\n');
   });
 
-  it('asks for the indexes by which people are found, and takes a userId that is the id for what it is', async () => {
-    const profiles = {
-      sql: 'SELECT id AS profile_id, id::text AS user_id, email FROM many',
-      key: 'hybrid',
-      changes: { many: 'id' },
-    };
-    const lacking = await check({ profiles, audiences: [BUYERS] }, 0);
+  it('asks for the indexes by which people are found, and for none where their userId is their id', async () => {
+    const byAddress = { sql: 'SELECT id AS profile_id, email FROM many', key: 'email', changes: { many: 'id' } };
+    const lacking = await check({ profiles: byAddress, audiences: [BUYERS] }, 0);
     expect(lacking.definitions[0]?.realtime?.because).toContain(
       'reads all of `many` (Seq Scan): run `CREATE INDEX ON many (lower(btrim(email)))`, or leave it polled.',
     );
-    await site.sql('create index on many (lower(btrim(email)))');
+    const byId = { ...byAddress, sql: 'SELECT id AS profile_id, id::text AS user_id, email FROM many', key: 'hybrid' };
+    const uninstalled = await check({ profiles: byId, audiences: [BUYERS] }, 0);
+    expect(uninstalled.definitions[0]?.realtime?.because).not.toContain('CREATE INDEX');
     expect((await site.run('realtime', 'install')).code).toBe(0);
-    expect((await check({ profiles, audiences: [BUYERS] }, 0)).definitions[0]?.realtime).toEqual({
-      possible: true,
-      because: null,
-    });
+    const possible = { possible: true, because: null };
+    expect((await check({ profiles: byId, audiences: [BUYERS] }, 0)).definitions[0]?.realtime).toEqual(possible);
+    await site.sql('create index on many (lower(btrim(email)))');
+    expect((await check({ profiles: byAddress, audiences: [BUYERS] }, 0)).definitions[0]?.realtime).toEqual(possible);
   });
 
   it('leaves a definition alone whose SQL is wrong', async () => {
