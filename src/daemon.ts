@@ -124,6 +124,7 @@ export async function lead(
   const deliveries = createDeliveries({
     state,
     leader: lease.holder,
+    isHybrid: config.profiles.key === 'hybrid',
     mayBegin,
     prepareBulk: lease.allowsBulk,
     bulkAgoMs: lease.bulkAgoMs,

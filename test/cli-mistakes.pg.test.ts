@@ -262,7 +262,9 @@ describe('migrations', () => {
     const [start, sync, plan] = await Promise.all([fresh.run('start'), fresh.run('sync'), fresh.run('plan')]);
     for (const { code, stderr } of [start, sync]) {
       expect(code).toBe(2);
-      expect(stderr).toContain('(0001_create_state, 0002_add_real_time). Run `personas-sync migrate` first.');
+      expect(stderr).toContain(
+        '(0001_create_state, 0002_add_real_time, 0003_order_marks_of_one_person). Run `personas-sync migrate` first.',
+      );
     }
     expect(plan.code).toBe(0);
     expect(plan.stdout).toContain('5 would enter');
@@ -274,7 +276,7 @@ describe('migrations', () => {
     expect(migrateJson.parse(first.json)).toEqual({
       version: 1,
       schema: 'personas',
-      applied: ['0001_create_state', '0002_add_real_time'],
+      applied: ['0001_create_state', '0002_add_real_time', '0003_order_marks_of_one_person'],
     });
     expect((await fresh.run('migrate')).stdout).toContain('is up to date; nothing was done');
     expect((await fresh.run('sync')).code).toBe(0);

@@ -91,7 +91,8 @@ async function readyMarks(destination: number): Promise<(WaitingRow & { kind: 'm
 }
 
 async function settle(settlements: readonly Settlement[]): Promise<void> {
-  const settler = createSettler(harness.opened.databases.state, LEADER);
+  const { databases, config } = harness.opened;
+  const settler = createSettler(databases.state, LEADER, { isHybrid: config.profiles.key === 'hybrid' });
   await settler.settle(settlements);
   settler.close();
 }

@@ -60,7 +60,8 @@ interface Mark {
   columns: string[];
   withBeside: boolean;
   confirm: boolean;
-  after: string[];
+  exitOf: string | null;
+  follows: string | null;
 }
 type Kind = 'audience' | 'null' | 'keep';
 
@@ -166,8 +167,15 @@ interface Outcome {
   };
 }
 
-/** What one run leaves, from the snapshot before it. */
-function runModel(before: Map<string, Held>, world: World, key: ProjectKey, kind: Kind, first: boolean): Outcome {
+/** What one run leaves, from the snapshot before it and the marks that wait. */
+function runModel(
+  before: Map<string, Held>,
+  waiting: Map<string, Mark>,
+  world: World,
+  key: ProjectKey,
+  kind: Kind,
+  first: boolean,
+): Outcome {
   const { computed, unknown } = computedOf(world, key, kind);
   const snapshot = new Map<string, Held>();
   const marks = new Map<string, Mark>();
@@ -194,7 +202,8 @@ function runModel(before: Map<string, Held>, world: World, key: ProjectKey, kind
         columns: kind === 'audience' ? ['people'] : columns,
         withBeside: old === undefined || besideChanged,
         confirm: false,
-        after: [],
+        exitOf: null,
+        follows: null,
       });
     }
   }
@@ -208,13 +217,15 @@ function runModel(before: Map<string, Held>, world: World, key: ProjectKey, kind
         columns,
         withBeside: false,
         confirm: !world.people.some((row) => String(row.profile) === old.profile),
-        after: [],
+        exitOf: old.profile,
+        follows: null,
       });
     }
   }
+  const leaving = new Set([...waiting.values(), ...marks.values()].map(({ exitOf }) => exitOf));
   for (const recipient of entered) {
-    const old = exited.filter((each) => before.get(each)?.profile === snapshot.get(recipient)?.profile);
-    marks.get(recipient)!.after = old.sort();
+    const { profile } = snapshot.get(recipient)!;
+    if (leaving.has(profile)) marks.get(recipient)!.follows = profile;
   }
   const has = (held: Map<string, Held>, of?: Held): boolean =>
     [...held.values()].some((each) => each.profile === of?.profile);
@@ -245,12 +256,8 @@ function runModel(before: Map<string, Held>, world: World, key: ProjectKey, kind
   };
 }
 
-/** A later mark joins the one that waits; an entry or an exit begins its links anew. */
-function joinMarks(
-  waiting: Map<string, Mark>,
-  raised: Map<string, Mark>,
-  changed: (recipient: string) => boolean,
-): Map<string, Mark> {
+/** A later mark joins the one that waits; what follows an exit goes on doing so, until it is an exit itself. */
+function joinMarks(waiting: Map<string, Mark>, raised: Map<string, Mark>): Map<string, Mark> {
   const joined = new Map(waiting);
   for (const [recipient, mark] of raised) {
     const old = waiting.get(recipient);
@@ -261,7 +268,7 @@ function joinMarks(
         ...mark,
         columns,
         withBeside: old.withBeside || mark.withBeside,
-        after: changed(recipient) ? old.after : mark.after,
+        follows: mark.exitOf === null ? (mark.follows ?? old.follows) : null,
       });
     }
   }
@@ -324,9 +331,7 @@ async function readAll(): Promise<{
 }> {
   const real = `recipient !~ '^.:f'`;
   const held = await harness.state(`select * from snapshot where ${real}`);
-  const waiting = await harness.state(
-    `select *, array(select b.recipient from outbox as b where b.id = any(o.after) order by 1) as behind from outbox as o where ${real} order by id`,
-  );
+  const waiting = await harness.state(`select * from outbox where ${real} order by id`);
   const transitions = await harness.state(
     `select kind::text || ' ' || recipient as line from transition where ${real}`,
   );
@@ -357,7 +362,8 @@ async function readAll(): Promise<{
             columns: (row['columns'] as string[]).map(bare).sort(),
             withBeside: row['with_beside'] as boolean,
             confirm: row['confirm'] === 1,
-            after: row['behind'] as string[],
+            exitOf: row['exit_of'] as string | null,
+            follows: row['follows'] as string | null,
           },
         ]),
     ),
@@ -376,9 +382,12 @@ async function expectSoundOutbox(): Promise<void> {
   );
   expect(orphans).toHaveLength(0);
   const circles = await harness.state(
-    `with recursive chain as (
-       select id, unnest(after) as next from outbox where after is not null
-       union select chain.id, unnest(o.after) from chain join outbox as o on o.id = chain.next)
+    `with recursive behind as (
+       select o.id, b.id as next from outbox as o join outbox as b
+         on b.exit_of = o.follows and b.destination_id = o.destination_id and b.recipient <> o.recipient),
+     chain as (
+       select id, next from behind
+       union select chain.id, behind.next from chain join behind on behind.id = chain.next)
      select from chain where id = next`,
   );
   expect(circles).toHaveLength(0);
@@ -415,12 +424,8 @@ for (const key of ['email', 'user_id', 'hybrid'] as const) {
             }
             for (const each of edits) world = change(world, each);
             await harness.sql('select become($1)', [JSON.stringify(world)]);
-            const expected = runModel(held, world, key, kind, index === 0);
-            waiting = joinMarks(
-              waiting,
-              expected.marks,
-              (recipient) => held.has(recipient) && expected.snapshot.has(recipient),
-            );
+            const expected = runModel(held, waiting, world, key, kind, index === 0);
+            waiting = joinMarks(waiting, expected.marks);
             events = [...events, ...expected.events];
             lines = [...lines, ...expected.history];
 

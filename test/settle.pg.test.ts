@@ -2,6 +2,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { openPool, type Pool } from '../src/db/connect.js';
 import { Secret } from '../src/lib/secret.js';
 import { createSettler, type Settlement, type Settler } from '../src/outbox/settle.js';
+import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { createHarness, type Harness } from './support/harness.js';
 
@@ -20,6 +21,7 @@ beforeAll(async () => {
   });
   const { databases, config } = harness.opened;
   await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
+  await tidyUp(databases.state);
   const { schema } = databases.state;
   pool = openPool({ url: new Secret(harness.database.url), purpose: 'settling', max: 1, schema });
 });
@@ -28,9 +30,9 @@ afterAll(async () => {
   await harness.close();
 });
 beforeEach(async () => {
-  settler = createSettler({ pool }, LEADER);
+  settler = createSettler({ pool }, LEADER, { isHybrid: false });
   await harness.state(`update leader set holder = '${LEADER}', expires_at = 'infinity'`);
-  await harness.state('truncate outbox, dead_call');
+  await harness.state('truncate outbox, dead_call, snapshot, transition');
 });
 afterEach(() => settler.close());
 
@@ -39,11 +41,15 @@ interface Mark {
   version: number;
 }
 
-/** Marks of the definition for users with these ids. */
-async function mark(from: number, to: number, more = 'null::text[]'): Promise<readonly Mark[]> {
+/** Marks of the definition for users with these ids; `exitOf` and `follows` are SQL over `n`, the id. */
+async function mark(
+  from: number,
+  to: number,
+  { exitOf = 'null', follows = 'null' }: { exitOf?: string; follows?: string } = {},
+): Promise<readonly Mark[]> {
   const rows = await harness.state(
-    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, successors)
-     select 'm', t.id, d.id, 0, 'u:' || n, array['vip'], ${more}
+    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, exit_of, follows)
+     select 'm', t.id, d.id, 0, 'u:' || n, array['vip'], (${exitOf})::text, (${follows})::text
      from destination as t, definition as d, generate_series(${from}, ${to}) as n returning id, version`,
   );
   return rows as unknown as Mark[];
@@ -63,10 +69,10 @@ const refused = ({ id, version }: Mark): Settlement => ({
 const count = async (text: string): Promise<number> => Number((await harness.state(text))[0]?.['n']);
 const waiting = (): Promise<number> => count('select count(*) as n from outbox');
 
-/** Rows of the queue and of dead calls that were read so far by sessions that have ended. */
+/** Rows of the queue, of dead calls and of snapshots that were read so far by sessions that have ended. */
 const rowsRead = (): Promise<number> =>
   count(
-    `select sum(seq_tup_read + idx_tup_fetch) as n from pg_stat_user_tables where relname in ('outbox', 'dead_call')`,
+    `select sum(seq_tup_read + idx_tup_fetch) as n from pg_stat_user_tables where relname ~ '^(outbox|dead_call|snapshot_.*)$'`,
   );
 const SESSIONS = `from pg_stat_activity where datname = current_database() and application_name = 'personas-sync settling'`;
 /** Resolves when the settler's session has ended, and what it has read is known. */
@@ -79,7 +85,7 @@ describe('what became of calls', () => {
   it('is written only for the version that was sent', async () => {
     const [first, second] = await mark(1, 2);
     await harness.state(`update outbox set version = nextval('version') where id = $1`, [first?.id]);
-    const left = await settler.settle([first!, second!].map(acknowledged));
+    const { left } = await settler.settle([first!, second!].map(acknowledged));
     expect(left.size).toBe(0);
     expect(await harness.state('select id from outbox')).toEqual([{ id: first?.id }]);
   });
@@ -90,11 +96,11 @@ describe('what became of calls', () => {
     const client = await harness.opened.databases.state.pool.connect();
     await client.query('begin');
     await client.query('update outbox set attempts = 1 where id = $1', [marks[1]?.id]);
-    expect([...(await settler.settle(settlements))]).toEqual([settlements[1]]);
+    expect([...(await settler.settle(settlements)).left]).toEqual([settlements[1]]);
     await client.query('commit');
     client.release();
     expect(await waiting()).toBe(1);
-    expect((await settler.settle(settlements)).size).toBe(0);
+    expect((await settler.settle(settlements)).left.size).toBe(0);
     expect(await waiting()).toBe(0);
   });
 
@@ -128,17 +134,40 @@ describe('what became of calls', () => {
     await harness.state(
       `insert into snapshot (definition_id, recipient, profile_id, entered_at) select id, 'u:2', '1', now() from definition`,
     );
-    const old = await mark(1, 1, `array['u:2']`);
-    const [current] = await mark(2, 2);
-    await settler.settle([...old, current!].map(acknowledged));
-    const rows = await harness.state('select recipient, version > $1 as newer from outbox', [current?.version]);
+    await harness.state(
+      `insert into transition (at, definition_id, kind, recipient) select now() - interval '1 minute', id, 'x', 'u:1' from definition`,
+    );
+    const old = await mark(1, 1, { exitOf: 'n' });
+    const [current] = await mark(2, 2, { follows: '1' });
+    const { released } = await settler.settle([...old, current!].map(acknowledged));
+    expect(released).toBe(true);
+    const rows = await harness.state('select recipient, id > $1 as newer from outbox', [current?.id]);
     expect(rows).toEqual([{ recipient: 'u:2', newer: true }]);
   });
 
+  it.each([
+    ['acknowledged', acknowledged],
+    ['refused', refused],
+  ])('says that what has waited for an exit may be ready when that is %s, and of nothing else', async (_, become) => {
+    const [exit, other] = await mark(1, 2, { exitOf: 'n' });
+    const [follower, entry] = await mark(3, 4, { follows: 'case n when 3 then 1 end' });
+    expect(await settler.settle([become(other!)])).toMatchObject({ released: false });
+    expect(await settler.settle([become(entry!)])).toMatchObject({ released: false });
+    expect(await settler.settle([become(exit!)])).toMatchObject({ released: true });
+    expect(await harness.state('select id from outbox')).toEqual([{ id: follower?.id }]);
+  });
+
   it('reads no more than the rows it is about, though nothing waited when its statements were planned', async () => {
-    const [only] = await mark(1, 1);
-    await settler.settle([acknowledged(only!)]);
-    const marks = await mark(1, MANY);
+    const [only, exit] = [...(await mark(1, 1)), ...(await mark(2, 2, { exitOf: 'n' }))];
+    await settler.settle([acknowledged(only!), acknowledged(exit!)]);
+    const marks = await mark(1, MANY, {
+      exitOf: 'case n % 4 when 1 then n end',
+      follows: `case n % 4 when 2 then 'x' || n end`,
+    });
+    await harness.state(
+      `insert into snapshot (definition_id, recipient, profile_id, others, entered_at)
+       select d.id, 'u:new.' || n, 'new.' || n, array['other.' || n], now() from definition as d, generate_series(1, ${MANY}) as n`,
+    );
     await harness.state(
       `insert into dead_call (kind, destination_id, definition_id, recipient, reason, answer, field)
        select 'm', t.id, d.id, 'u:dead.' || n, 'Some', '', 'vip'

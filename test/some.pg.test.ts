@@ -126,10 +126,8 @@ async function readAll({ harness }: Site): Promise<Record<string, unknown>> {
       `select ${key}, recipient, profile_id, others, beside, value, kept, beside_changed from snapshot where ${real} order by 1, 2`,
     ),
     marks: await harness.state(
-      `select ${key}, recipient, array(select unnest(columns) order by 1) as columns, with_beside, confirm,
-         array(select b.recipient from outbox as b where b.id = any(o.after) order by 1) as after,
-         array(select unnest(successors) order by 1) as successors
-       from outbox as o where kind = 'm' and ${real} order by 1, 2`,
+      `select ${key}, recipient, array(select unnest(columns) order by 1) as columns, with_beside, confirm, exit_of, follows
+       from outbox where kind = 'm' and ${real} order by 1, 2`,
     ),
     events: await harness.state(
       `select ${key}, recipient, event, properties, beside, confirm from outbox where kind = 'e' and ${real} order by 1, 2, 3, properties::text`,

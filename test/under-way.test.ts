@@ -16,7 +16,7 @@ const mark = (id: number, size = 4): WaitingMark => ({
   definitionId: 1,
   computation: { kind: 'trait', id: 'trait_1', key: 'note' },
   kind: 'm',
-  hasFollowers: false,
+  exitOf: null,
   withBeside: false,
   beside: null,
   list: null,

@@ -175,8 +175,16 @@ export async function readDelivery(
            when t.state = 'paused' then format('Destination "%s" is paused.', t.name) else t.reason end as reason
        from definition_destination as dd join definition as d on d.id = dd.definition_id
        join destination as t on t.id = dd.destination_id where d.key = any($1) and dd.active),
+     late_exit as (
+       select x.exit_of, x.destination_id, x.recipient
+       from outbox as x join definition as d on d.id = x.definition_id
+       join definition_destination as dd on dd.definition_id = x.definition_id and dd.destination_id = x.destination_id
+       where x.exit_of is not null and x.confirm = 0 and x.due_at > now() + interval '${LATER}'
+         and d.state <> 'paused' and dd.stopped is null),
      call as (
-       select o.due_at > now() + interval '${LATER}' as is_later, pair.reason
+       select pair.reason, o.due_at > now() + interval '${LATER}' or o.follows is not null and exists (
+         select from late_exit as x where x.exit_of = o.follows and x.destination_id = o.destination_id
+           and x.recipient <> o.recipient) as is_later
        from outbox as o join pair using (definition_id, destination_id)
        where o.priority = 2 or $2::bigint is null or o.version <= $2),
      member as (

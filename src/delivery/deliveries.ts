@@ -43,6 +43,7 @@ async function connectAll(destinations: readonly Reachable[]): Promise<readonly 
 export interface DeliveriesOptions {
   state: State;
   leader: string;
+  isHybrid: boolean;
   mayBegin: (timeoutMs: number) => boolean;
   prepareBulk: () => boolean;
   /** How long ago, when this was made, an earlier leader may have sent something in bulk. */
@@ -53,7 +54,7 @@ export interface DeliveriesOptions {
 }
 
 export function createDeliveries(options: DeliveriesOptions): Deliveries {
-  const { state, leader, mayBegin, prepareBulk, bulkAgoMs, lookMs, log } = options;
+  const { state, leader, isHybrid, mayBegin, prepareBulk, bulkAgoMs, lookMs, log } = options;
   const since = performance.now();
   const told = new Map<number, string>();
   const memories = new Map<number, Memory>();
@@ -99,6 +100,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
         leader,
         destinationId: id,
         destinationName: name,
+        isHybrid,
         port,
         mayBegin,
         prepareBulk,

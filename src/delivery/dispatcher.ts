@@ -59,6 +59,8 @@ export interface DispatcherOptions {
   leader: string;
   destinationId: number;
   destinationName: string;
+  /** Whether a user may have a userId and an address, and be found by either. */
+  isHybrid: boolean;
   port: Port;
   /** Whether a request may begin now that can be open for so long: the lease isn't about to end, and knows of it. */
   mayBegin: (timeoutMs: number) => boolean;
@@ -94,7 +96,7 @@ const LATE_MS = 60_000;
 const hasLive = (rows: readonly WaitingRow[]): boolean => rows.some(({ priority }) => priority === 0);
 
 export function startDispatcher(options: DispatcherOptions): Dispatcher {
-  const { state, leader, destinationId, destinationName, port, onLeaseLost, log } = options;
+  const { state, leader, destinationId, destinationName, isHybrid, port, onLeaseLost, log } = options;
   const destination = { destination: destinationName };
   const signal = createSignal();
   const slots = createSlots(SIZES.single.most, signal.notify);
@@ -129,8 +131,10 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const openWriter = (settler: Settler): Writer =>
     createWriter({
       commit: async (settlements) => {
-        const left = await settler.settle(settlements);
+        const { left, released } = await settler.settle(settlements);
         isDatabaseAway = false;
+        // That may be far behind the bookmark.
+        if (released) bookmark.leave(0);
         return left;
       },
       // One more try tells whether another leads by now: then what was under way has to be sent anew.
@@ -142,7 +146,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       },
     });
   /** What became of live calls isn't written behind a thousand others. */
-  const settlers = { live: createSettler(state, leader), others: createSettler(state, leader) };
+  const openSettler = (): Settler => createSettler(state, leader, { isHybrid });
+  const settlers = { live: openSettler(), others: openSettler() };
   const writers = { live: openWriter(settlers.live), others: openWriter(settlers.others) };
 
   /** What this instance had under way may have come after what the new leader sends. */
@@ -210,7 +215,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if (restMs === 0) {
       // The first row has the lowest id.
       const ownFrom = rows[0]?.id ?? NOTHING;
-      release(recipient, lookAgain === 'no' ? NOTHING : lookAgain === 'own' ? ownFrom : 0);
+      release(recipient, lookAgain ? ownFrom : NOTHING);
       return;
     }
     underWay.rest(recipient, restMs);
@@ -238,7 +243,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       await allWritten(receipt).catch(() => undefined);
       if (error instanceof LeaseLostError) await yieldTo(recipient, rows, settled).catch(brokeOff);
       else if (!stopping) brokeOff(error);
-      end(recipient, rows, { lookAgain: 'own', restMs: AFTER_BUG_MS });
+      end(recipient, rows, { lookAgain: true, restMs: AFTER_BUG_MS });
     }
   };
 

@@ -30,8 +30,8 @@ export interface Desk {
 }
 
 export interface Delivered {
-  /** Whether something of these calls that is due was not sent, or any other has come to be ready. */
-  lookAgain: 'no' | 'own' | 'any';
+  /** Whether something of these calls that is due was not sent. */
+  lookAgain: boolean;
   /** For so long nothing more may be sent: a request that went unanswered may still be applied. */
   restMs: number;
 }
@@ -103,7 +103,7 @@ export async function deliverRecipient(
   rows: readonly WaitingRow[],
 ): Promise<Delivered> {
   const urgency = urgencyOf(rows);
-  const errand: Errand = { desk, settle, recipient, urgency, rows, begun: [], tasks: [], lookAgain: 'no', restMs: 0 };
+  const errand: Errand = { desk, settle, recipient, urgency, rows, begun: [], tasks: [], lookAgain: false, restMs: 0 };
   if (rows[0]?.isForgotten === true) {
     for (const row of rows) refuse(errand, row, null, KNOWN_TO_BE_FORGOTTEN);
     return errand;
@@ -157,7 +157,7 @@ function refuse(errand: Errand, row: WaitingRow, columns: readonly string[] | nu
   const { about, reason, answer } = verdict;
   // What is wrong with a definition shows in all of its calls: they needn't all die of it.
   if (about === 'content' && !errand.desk.refused(row, reason)) {
-    errand.lookAgain = 'own';
+    errand.lookAgain = true;
     return false;
   }
   const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
@@ -181,11 +181,11 @@ function conclude(errand: Errand, verdict: Verdict | null, rows: readonly Waitin
       return null;
     case 'stop':
       errand.desk.stop(verdict.reason);
-      errand.lookAgain = 'own';
+      errand.lookAgain = true;
       return null;
     case 'slower':
     case undefined:
-      errand.lookAgain = 'own';
+      errand.lookAgain = true;
       return null;
   }
 }
@@ -233,7 +233,6 @@ function settleBegun(errand: Errand): void {
     const isOver = accepted.length + refused.length === mark.values.length;
     // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
     if (accepted.length > 0) acknowledge(errand, mark, isOver ? null : accepted);
-    if (isOver && mark.hasFollowers) errand.lookAgain = 'any';
   }
   errand.begun = [];
 }

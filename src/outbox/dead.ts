@@ -58,19 +58,22 @@ export async function listDead(pool: Queryable, filter: DeadFilter): Promise<rea
 /** There may be very many: none of them is held in memory for long, and nobody waits long for their locks. */
 const MOST_TOGETHER = 5_000;
 
-/** Puts dead calls back into the outbox, at the end of the queue. */
+/**
+ * Puts dead calls back into the outbox, at the end of the queue. What an exit was to be sent before has been let go, and may
+ * be under way: it waits for it no more, and is marked again after it.
+ */
 async function putBack(client: Client, ids: readonly number[], byItself: 0 | 1): Promise<void> {
   await client.query(
-    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, revived, successors)
+    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, revived, exit_of)
      select 'm', x.destination_id, x.definition_id, 1, x.recipient, array_agg(x.field), bool_or(x.with_beside), max(x.retries) + $2,
-       (select last.successors from dead_call as last where last.id = max(x.id))
+       max(x.exit_of)
      from dead_call as x where x.id = any($1) and x.kind = 'm' group by x.destination_id, x.definition_id, x.recipient
      order by x.recipient
      on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
        columns = ${COLUMNS_TOGETHER},
        version = nextval('version'), due_at = ${DUE_NOW}, attempts = 0, revived = excluded.revived,
        with_beside = outbox.with_beside or excluded.with_beside,
-       successors = coalesce(outbox.successors, excluded.successors)`,
+       exit_of = case when outbox.follows is null then coalesce(outbox.exit_of, excluded.exit_of) end`,
     [ids, byItself],
   );
   await client.query(
@@ -78,6 +81,10 @@ async function putBack(client: Client, ids: readonly number[], byItself: 0 | 1):
      select 'e', destination_id, definition_id, 1, recipient, event, message_id, occurred_at, properties, beside, retries + $2
      from dead_call where id = any($1) and kind = 'e' order by id`,
     [ids, byItself],
+  );
+  await client.query(
+    `update outbox set follows = null where follows in (select exit_of from dead_call where id = any($1))`,
+    [ids],
   );
   await client.query('delete from dead_call where id = any($1)', [ids]);
 }

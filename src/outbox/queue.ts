@@ -26,8 +26,8 @@ interface WaitingCall extends Waiting {
 
 export interface WaitingMark extends WaitingCall {
   kind: 'm';
-  /** Marks of the keys that replace this one wait for it. */
-  hasFollowers: boolean;
+  /** The profile that leaves under this key by it, if any does: what is sent under its other keys comes after. */
+  exitOf: string | null;
   withBeside: boolean;
   beside: string | null;
   /** The list that the definition fills; its id once that is known. */
@@ -57,6 +57,19 @@ export const DUE_NOW = 'greatest(now(), outbox.not_before)';
 export const hashOf = (recipient: string): string =>
   `sha256(convert_to((select value #>> '{}' from setting where name = 'forget_key') || ${recipient}, 'UTF8'))`;
 
+/** Definitions whose calls wait for a person: paused, or stopped at the destination `$1`. */
+export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where d.state = 'paused'
+  union all select dd.definition_id from definition_destination as dd where dd.destination_id = $1 and dd.stopped is not null)`;
+
+/**
+ * Whether the mark `o` waits for an exit of the same person under another key, of whatever definition: the destination may
+ * hold both keys as one user, and gives that user the keys of what comes last. An exit waits for nothing. One that waits
+ * for a person itself is not waited for, nor one before which the destination is asked: what it undoes is marked again.
+ */
+export const WAITS_FOR_EXIT = `(o.follows is not null and exists (select from outbox as b
+  where b.exit_of = o.follows and b.destination_id = o.destination_id and b.recipient <> o.recipient
+    and b.confirm = 0 and b.definition_id <> all (${WAITS_FOR_A_PERSON}) offset 0))`;
+
 export type WaitingRow = WaitingMark | WaitingEvent;
 
 interface LoadedRow {
@@ -74,7 +87,7 @@ interface LoadedRow {
   list_id: number | null;
   due: boolean;
   blocked: boolean;
-  has_followers: boolean;
+  exit_of: string | null;
   with_beside: boolean;
   event_beside: string | null;
   beside: string | null;
@@ -120,7 +133,7 @@ function toWaiting(row: LoadedRow, { computation, list }: Shared): WaitingRow {
         isForgotten: row.forgotten,
         definitionId: row.definition_id,
         computation,
-        hasFollowers: row.has_followers,
+        exitOf: row.exit_of,
         withBeside: row.with_beside,
         beside: row.beside,
         list,
@@ -174,8 +187,7 @@ export async function loadWaiting(
         o.due_at <= now() as due, dd.list, dd.list_existing_only, dd.list_id,
         exists (select from forgotten_there where destination_id = $1) and exists (select from forgotten_there as f
           where f.destination_id = $1 and f.hash = ${hashOf('o.recipient')}) as forgotten,
-        o.after is not null and exists (select from outbox as earlier where earlier.id = any(o.after)) as blocked,
-        o.successors is not null as has_followers, o.with_beside, o.beside as event_beside, s.beside,
+        ${WAITS_FOR_EXIT} as blocked, o.exit_of, o.with_beside, o.beside as event_beside, s.beside,
         d.kind as definition_kind, d.key, d.computation_id, s.recipient is not null and not s.kept as member,
         -- Arrays as JSON, which is read in a fraction of the time that a text[] takes.
         to_json(o.columns) as columns,

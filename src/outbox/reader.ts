@@ -1,6 +1,6 @@
 import type { Client, Pool, Queryable } from '../db/connect.js';
 import { keepSession, type KeptSession } from '../db/session.js';
-import { LIST } from './queue.js';
+import { LIST, WAITS_FOR_A_PERSON, WAITS_FOR_EXIT } from './queue.js';
 
 /** How many more calls of each kind can be sent now. */
 export interface Room {
@@ -63,9 +63,6 @@ export const keepReader = (pool: Pool): KeptSession<Client> =>
     return client;
   });
 
-/** Definitions whose calls wait for a person: paused, or stopped at the destination `$1`. */
-export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where d.state = 'paused'
-  union all select dd.definition_id from definition_destination as dd where dd.destination_id = $1 and dd.stopped is not null)`;
 const isOn = (row: string): string => `${row}.definition_id <> all (${WAITS_FOR_A_PERSON})`;
 /** What waits for the recipient of `o`, by kind: each has an index of its own, by which `offset 0` has it looked up. */
 const another = (kind: 'm' | 'e', condition: string): string =>
@@ -73,11 +70,11 @@ const another = (kind: 'm' | 'e', condition: string): string =>
      and b.destination_id = o.destination_id and ${isOn('b')} and ${condition} offset 0)`;
 
 /**
- * A call may be sent when its time has come, its definition isn't paused, and no earlier key of the same person waits;
+ * A call may be sent when its time has come, its definition isn't paused, and no exit of the same person goes first;
  * an event also when nothing earlier of its recipient waits for its time, and no mark for its lane.
  */
 const IS_READY = `o.due_at <= now() and ${isOn('o')}
-  and (o.after is null or not exists (select from outbox as b where b.id = any(o.after)))
+  and not ${WAITS_FOR_EXIT}
   and (o.confirm = 0 or $8)
   and case o.kind
     when 'm' then $6 and ($11 or not o.columns <@ array['${LIST}'])

@@ -36,24 +36,55 @@ export type Settlement =
     };
 
 /**
- * An acknowledged exit whose person lives on under other keys: those are marked again, unless their own marks have waited
- * for this very exit.
+ * The keys under which a definition has whoever has left it under another one: a userId for an address or the reverse, and
+ * any that came in its place.
  */
-const MARK_SUCCESSORS = `
-  insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside)
-  select 'm', destination_id, definition_id, 1, recipient, columns, true from (
-    select g.destination_id, g.definition_id, s.recipient,
-      case d.kind when 'audience' then g.columns
-        else (select array_agg(k) from jsonb_object_keys(s.value) as k where d.fields ? k) end as columns
-    from gone as g
-    cross join unnest(g.successors) as n(recipient)
-    join definition as d on d.id = g.definition_id
-    join snapshot as s on s.definition_id = g.definition_id and s.recipient = n.recipient
-    where not exists (select from outbox as w where w.kind = 'm' and w.recipient = n.recipient
-      and w.destination_id = g.destination_id and w.definition_id = g.definition_id and g.id = any(w.after))
-  ) as successors where columns is not null
+const IS_HERE = `s.definition_id = g.definition_id
+  and (left(s.recipient, 2) <> left(g.recipient, 2) or s.entered_at >= (select max(x.at) from transition as x
+    where x.recipient = g.recipient and x.definition_id = g.definition_id and x.kind = 'x'))`;
+
+/** The userIds by which the destination may know somebody who has left under an address, from whatever definition. */
+const IS_USER_ID_ELSEWHERE = `
+  starts_with(g.recipient, 'e:') and starts_with(s.recipient, 'u:') and s.profile_id = g.exit_of
+    and s.definition_id = any(array(select dd.definition_id from definition_destination as dd
+      where dd.destination_id = g.destination_id and dd.active and (dd.identify or dd.list is not null)))`;
+
+/**
+ * The keys of those who have left, of whatever definition: looked up by the profiles of all of them at once, since one
+ * definition's keys are too many to look through, and what was lately added to the index of `others` is read each time.
+ */
+const HELD = `
+  select s.definition_id, s.recipient, s.profile_id, s.entered_at, p.id collate "C" as knows
+  from snapshot as s cross join lateral unnest(s.profile_id || s.others) as p (id)
+  where s.profile_id = any(array(select exit_of from gone))
+    or s.others && array(select exit_of collate "default" from gone)`;
+
+/**
+ * After an acknowledged exit, what is true of the person's other keys is marked again: the destination may hold both as
+ * one user, to whom the exit came last. And where a user may be given another address, the exit may have missed the one
+ * who had it: the userIds that the person has come to have are told that they have left, too.
+ * A mark that is raised so tells what arose with the exit, and has its version, by which whoever waits for that counts it.
+ */
+const markOtherKeys = (isHybrid: boolean): string => `
+  insert into outbox (kind, destination_id, definition_id, priority, recipient, version, columns, with_beside, exit_of)
+  select 'm', k.destination_id, k.definition_id, 1, k.recipient, max(k.version), array_agg(distinct c.name), true,
+    case when bool_and(s.recipient is null) then min(k.exit_of) end
+  from (select g.destination_id, g.definition_id, g.version, g.columns, g.exit_of, s.recipient
+        from gone as g join held as s on s.knows = g.exit_of
+        where s.recipient <> g.recipient and (${IS_HERE} ${isHybrid ? `or ${IS_USER_ID_ELSEWHERE}` : ''})
+          -- What has waited for this very exit goes after it anyhow.
+          and not exists (select from outbox as w where w.kind = 'm' and w.recipient = s.recipient
+            and w.destination_id = g.destination_id and w.definition_id = g.definition_id
+            and w.follows = g.exit_of and g.confirm = 0 offset 0)) as k
+  join definition as d on d.id = k.definition_id
+  left join lateral (select s.recipient, s.value from snapshot as s
+    where s.definition_id = k.definition_id and s.recipient = k.recipient offset 0) as s on true
+  cross join lateral unnest(case when d.kind = 'audience' or s.recipient is null then k.columns
+    else array(select f from jsonb_object_keys(s.value) as f where d.fields ? f) end) as c (name)
+  group by k.destination_id, k.definition_id, k.recipient order by k.recipient
   on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
-    columns = ${COLUMNS_TOGETHER}, version = nextval('version'), with_beside = true, due_at = ${DUE_NOW}, attempts = 0`;
+    columns = ${COLUMNS_TOGETHER}, version = nextval('version'), with_beside = true, due_at = ${DUE_NOW}, attempts = 0,
+    exit_of = case when outbox.follows is null then coalesce(outbox.exit_of, excluded.exit_of) end`;
 
 /** What was refused before and has now been acknowledged is dead no more: looked up by the index, one after the other. */
 const NO_LONGER_DEAD = `delete from dead_call where id = any(array(
@@ -72,12 +103,13 @@ const ACKNOWLEDGE = `
   with gone as (delete from outbox where id = any($1) returning destination_id, definition_id, recipient, columns)
   ${NO_LONGER_DEAD}`;
 
-/** The same of exits whose persons live on. */
-const ACKNOWLEDGE_REPLACED = `
+/** The same of exits; counts the marks that are raised after them. */
+const acknowledgeExitsIn = (isHybrid: boolean): string => `
   with gone as (delete from outbox where id = any($1)
-    returning id, destination_id, definition_id, recipient, columns, successors),
-  alive as (${NO_LONGER_DEAD})
-  ${MARK_SUCCESSORS}`;
+    returning destination_id, definition_id, recipient, version, columns, confirm, exit_of),
+  alive as (${NO_LONGER_DEAD}),
+  held as materialized (${HELD})
+  ${markOtherKeys(isHybrid)}`;
 
 const CUT = `update outbox set columns = array(select c from unnest(columns) as c where not c = any($2))
   where id = $1 and not columns <@ $2`;
@@ -85,14 +117,14 @@ const BURY = `
   with sent as (select * from outbox where id = $1),
   gone as (delete from outbox where id = $1 and ($2::text[] is null or columns <@ $2))
   insert into dead_call (destination_id, definition_id, kind, recipient, reason, answer, retry_at, field, with_beside,
-    successors, retries, beside, event, message_id, occurred_at, properties)
+    exit_of, retries, beside, event, message_id, occurred_at, properties)
   select destination_id, definition_id, kind, recipient, $3, $4, now() + $5 * interval '1 millisecond', field,
-    with_beside, successors, revived, beside, event, message_id, occurred_at, properties
+    with_beside, exit_of, revived, beside, event, message_id, occurred_at, properties
   from sent left join lateral unnest(coalesce($2, sent.columns)) as field on true
   on conflict (recipient, destination_id, definition_id, field) where kind = 'm' do update set
     died_at = now(), reason = excluded.reason, answer = excluded.answer, retry_at = excluded.retry_at,
     retries = excluded.retries, with_beside = dead_call.with_beside or excluded.with_beside,
-    successors = coalesce(excluded.successors, dead_call.successors)`;
+    exit_of = excluded.exit_of`;
 const REMEMBER_FORGOTTEN = `
   insert into forgotten_there (destination_id, hash) select destination_id, ${hashOf('$1::text')}
   from dead_call where recipient = $1 and reason = $2 on conflict do nothing`;
@@ -116,28 +148,30 @@ const POSTPONE = `
         where not exists (select from postponed as own where own.id = e.id) group by e.id) as p
   where o.id = p.id`;
 
-const LOCK = `select id, version, successors is not null as "isReplaced" from outbox where id = any($1)
+const LOCK = `select id, version, exit_of as "exitOf" from outbox where id = any($1)
   order by recipient, id for update skip locked`;
 
 interface Locked {
   id: number;
   version: number;
-  isReplaced: boolean;
+  exitOf: string | null;
 }
 
 /**
- * Prepared statements find each row by its id, whatever the size of the table when they were planned. What a crash of the
+ * Prepared statements find each row by an index, whatever the size of the table when they were planned. What a crash of the
  * server takes back is sent again, which is harmless: nobody waits for the disk.
  */
-const BY_ID = 'set enable_seqscan = off; set synchronous_commit = off';
+const BY_INDEX = 'set enable_seqscan = off; set synchronous_commit = off';
 
 /**
- * What is refused, put off or replaced is seldom, and its statements join: they are planned whenever they run. Nothing may be
- * asked of one while the other is under way.
+ * What is put off is seldom, and its statement joins: it is planned whenever it runs. Nothing may be asked of one while the
+ * other is under way.
  */
 interface Session {
   prepared: Repeated;
   planned: Runner;
+  /** The statement for exits. */
+  acknowledgeExits: string;
 }
 
 function bury({ prepared }: Session, refused: Extract<Settlement, { kind: 'refused' }>): Promise<unknown>[] {
@@ -167,8 +201,15 @@ async function findBusy({ planned }: Session, ids: readonly number[]): Promise<R
   return new Set(rows.map(({ id }) => id));
 }
 
-async function settle(session: Session, leader: string, all: readonly Settlement[]): Promise<ReadonlySet<Settlement>> {
-  const { prepared, planned } = session;
+export interface Settled {
+  /** Settlements of rows that somebody else is writing to: nothing was written of them. */
+  left: ReadonlySet<Settlement>;
+  /** Something else that waits may have come to be ready. */
+  released: boolean;
+}
+
+async function settle(session: Session, leader: string, all: readonly Settlement[]): Promise<Settled> {
+  const { prepared, acknowledgeExits } = session;
   const [, , { rows }] = await Promise.all([
     prepared.query('begin'),
     fenceLease(prepared, leader),
@@ -186,41 +227,57 @@ async function settle(session: Session, leader: string, all: readonly Settlement
   const sent = all.filter(({ id, version }) => locked.get(id)?.version === version);
   const writing: Promise<unknown>[] = [];
   const gone: number[] = [];
-  const replaced: number[] = [];
+  const exits: number[] = [];
   for (const each of sent) if (each.kind === 'refused') writing.push(...bury(session, each));
   for (const each of sent) {
     if (each.kind !== 'acknowledged') continue;
     if (each.columns !== null) writing.push(prepared.query(ACKNOWLEDGE_PART, [each.id, each.columns]));
-    else (locked.get(each.id)?.isReplaced === true ? replaced : gone).push(each.id);
+    else (typeof locked.get(each.id)?.exitOf === 'string' ? exits : gone).push(each.id);
   }
   if (gone.length > 0) writing.push(prepared.query(ACKNOWLEDGE, [gone]));
-  if (replaced.length > 0) {
-    await Promise.all(writing.splice(0));
-    // Last: one of their successors may be among the others, and is marked anew.
-    await planned.query(ACKNOWLEDGE_REPLACED, [replaced]);
-  }
-  await Promise.all([...writing, prepared.query('commit')]);
-  return new Set(missing.filter(({ id }) => busy.has(id)));
+  // Last: a mark of another key may be among the others, and is raised anew.
+  const marking = exits.length > 0 ? prepared.query(acknowledgeExits, [exits]) : null;
+  await Promise.all([...writing, marking, prepared.query('commit')]);
+  const marked = (await marking)?.rowCount ?? 0;
+  const leavers = sent.flatMap(({ id, kind }) => (kind === 'again' ? [] : (locked.get(id)?.exitOf ?? [])));
+  return {
+    left: new Set(missing.filter(({ id }) => busy.has(id))),
+    released: marked > 0 || (await isFollowed(session, leavers)),
+  };
+}
+
+/**
+ * Whether anything waits for an exit of these profiles; acknowledged or dead, theirs lets go of it. Asked when those are gone
+ * for everybody: what is raised after that finds none to wait for.
+ */
+async function isFollowed({ prepared }: Session, profiles: readonly string[]): Promise<boolean> {
+  if (profiles.length === 0) return false;
+  const { rowCount } = await prepared.query('select from outbox where follows = any($1) limit 1', [profiles]);
+  return rowCount !== 0;
 }
 
 /** Writes down what became of calls, on a session of its own: one call after the other. */
 export interface Settler {
   /**
-   * Writes what became of some calls of one destination, in one transaction; may be repeated. Returns the settlements of
-   * rows that somebody else is writing to, of which nothing was written. Throws a LeaseLostError, with nothing written, if
-   * another leads.
+   * Writes what became of some calls of one destination, in one transaction; may be repeated. Throws a LeaseLostError, with
+   * nothing written, if another leads.
    *
    * The rows are locked first, so that the versions that are compared can't change any more. None is waited for: a run
    * that changes very many people takes a while, and may have locked what others don't know of.
    */
-  settle: (all: readonly Settlement[]) => Promise<ReadonlySet<Settlement>>;
+  settle: (all: readonly Settlement[]) => Promise<Settled>;
   close: () => void;
 }
 
-export function createSettler({ pool }: Pick<State, 'pool'>, leader: string): Settler {
+/** `isHybrid`: a user may have a userId and an address, and be found by either. */
+export function createSettler(
+  { pool }: Pick<State, 'pool'>,
+  leader: string,
+  { isHybrid }: { isHybrid: boolean },
+): Settler {
   const kept = keepSession(pool, async (client): Promise<Session> => {
-    await client.query(BY_ID);
-    return { prepared: repeat(client), planned: client };
+    await client.query(BY_INDEX);
+    return { prepared: repeat(client), planned: client, acknowledgeExits: acknowledgeExitsIn(isHybrid) };
   });
   return {
     settle: (all) => kept.use((session) => settle(session, leader, all)),
@@ -315,15 +372,15 @@ export async function markAnew(
   marks: readonly WaitingMark[],
   afterMs: number,
 ): Promise<void> {
-  for (const { definitionId, values } of marks) {
+  for (const { definitionId, values, exitOf } of marks) {
     const columns = values.map(({ field }) => field);
     await state.pool.query(
-      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, attempts, due_at)
-       select 'm', $1, $2, 1, $3, $4::text[], 1, now() + $5 * interval '1 millisecond'
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, attempts, due_at, exit_of)
+       select 'm', $1, $2, 1, $3, $4::text[], 1, now() + $5 * interval '1 millisecond', $6
        where not exists (select from forgotten where hash = ${hashOf('$3')})
        on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
          columns = ${COLUMNS_TOGETHER}, version = nextval('version'), attempts = 1, due_at = excluded.due_at`,
-      [destinationId, definitionId, recipient, columns, afterMs],
+      [destinationId, definitionId, recipient, columns, afterMs, exitOf],
     );
   }
 }

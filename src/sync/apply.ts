@@ -128,16 +128,23 @@ function raiseMarks({ definitionId, key, kind, fields, priority }: Applied): rea
     {
       ops: 'exc',
       raises: true,
-      text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm)
-     select 'm', destination_id, ${definitionId}, ${priority}, recipient, columns, introduce, confirm from (
-       select dd.destination_id, d.recipient, ${columns} as columns, d.introduce, case when d.vanished then 1 else 0 end as confirm
+      text: `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside, confirm, exit_of, follows)
+     select 'm', destination_id, ${definitionId}, ${priority}, recipient, columns, introduce, confirm, exit_of, follows from (
+       select dd.destination_id, d.recipient, ${columns} as columns, d.introduce, case when d.vanished then 1 else 0 end as confirm,
+         case when d.op = 'x' then d.profile_id end as exit_of,
+         case when d.op = 'e' and (here.profile_id is not null or exists (select from outbox as x where x.exit_of = d.profile_id offset 0))
+           then d.profile_id end as follows
        from delta as d join definition_destination as dd on dd.definition_id = ${definitionId} and dd.active and (dd.identify or dd.list is not null)
+       -- Who leaves under one key and enters under another at once; where nobody enters, that isn't looked for.
+       left join (select distinct profile_id from delta where op = 'x' and (select true from delta where op = 'e' limit 1)) as here
+         on d.op = 'e' and here.profile_id = d.profile_id
        where d.op in ('e', 'x', 'c') and not ${untold('d', 'dd')}
      ) as raised where cardinality(columns) > 0
      order by recipient
      on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
        columns = ${COLUMNS_TOGETHER},
        version = nextval('version'), with_beside = outbox.with_beside or excluded.with_beside, confirm = excluded.confirm,
+       exit_of = excluded.exit_of, follows = case when excluded.exit_of is null then coalesce(excluded.follows, outbox.follows) end,
        priority = least(outbox.priority, excluded.priority), attempts = 0, due_at = ${DUE_NOW}`,
     },
     {
@@ -147,53 +154,6 @@ function raiseMarks({ definitionId, key, kind, fields, priority }: Applied): rea
        and (d.op <> 'c' or x.field = any(d.columns))`,
     },
   ];
-}
-
-/** An older link (see `linkKeyChanges`) of a key that exits or enters now is void; so links never form a circle. */
-const unlink = ({ definitionId }: Applied): Step => ({
-  ops: 'ex',
-  text: `update outbox as o set after = null, successors = null from delta as d
-     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = d.recipient and d.op in ('e', 'x')
-       and (o.after is not null or o.successors is not null)`,
-});
-
-/**
- * A person whose key changed is an exit of the old key, then an entry of the new one, one after the other. The entry
- * names the marks that go first (`after`), the exit the recipients to be marked again when it is sent (`successors`). An
- * exit that is sent late, after several changes, still has all that came after it marked again.
- */
-async function linkKeyChanges(session: Runner, { definitionId }: Applied): Promise<void> {
-  const pairs = `select x.recipient as old, e.recipient as new from delta as x
-    join delta as e on e.profile_id = x.profile_id and e.op = 'e' where x.op = 'x'`;
-  // Grouped: joined, PostgreSQL would compare each exit with each entry where it doesn't know that there are many.
-  const { rowCount } = await session.query(
-    `select profile_id from delta where op in ('e', 'x') and profile_id is not null group by profile_id having bool_or(op = 'e') and bool_or(op = 'x') limit 1`,
-  );
-  if (rowCount === 0) return;
-  // Whoever was to follow an older exit, and now gives way to a new key, is followed by that one.
-  for (const table of ['outbox', 'dead_call']) {
-    await session.query(
-      `update ${table} as o set successors = f.successors
-       from (select w.id, array_agg(distinct s.recipient) as successors
-             from (select id, successors, unnest(successors) as follower from ${table}
-                   where kind = 'm' and definition_id = ${definitionId} and successors is not null) as w
-             join (${pairs}) as p on p.old = w.follower
-             cross join unnest(w.successors || p.new) as s(recipient) group by w.id) as f
-       where o.id = f.id`,
-    );
-  }
-  await session.query(
-    `update outbox as o set successors = p.successors
-     from (select old, array_agg(new) as successors from (${pairs}) as pairs group by old) as p
-     where o.kind = 'm' and o.definition_id = ${definitionId} and o.recipient = p.old`,
-  );
-  await session.query(
-    `update outbox as o set after = p.after
-     from (select x.destination_id, pairs.new, array_agg(x.id) as after from (${pairs}) as pairs
-           join outbox as x on x.kind = 'm' and x.definition_id = ${definitionId} and x.recipient = pairs.old
-           group by x.destination_id, pairs.new) as p
-     where o.kind = 'm' and o.definition_id = ${definitionId} and o.destination_id = p.destination_id and o.recipient = p.new`,
-  );
 }
 
 /** Whether any destination is sent events of this definition. */
@@ -320,9 +280,7 @@ export async function applyDelta(session: Runner, applied: Applied, { send }: { 
     if (send) await beginFirstSync(session, applied, entered);
     return true;
   }
-  await run([...raiseMarks(applied), unlink(applied)]);
-  await linkKeyChanges(session, applied);
-  await run([...(tracked ? raiseEvents(applied) : []), writeHistory(applied)]);
+  await run([...raiseMarks(applied), ...(tracked ? raiseEvents(applied) : []), writeHistory(applied)]);
   return true;
 }
 
@@ -351,12 +309,9 @@ export async function applySome(
     ...(forget !== undefined && conflicts ? [forget] : []),
     ...(note === undefined ? [] : [note]),
     ...raiseMarks(applied),
-    unlink(applied),
+    ...(tracked ? raiseEvents(applied) : []),
+    writeHistory(applied),
   ]);
-  if (ops.has('e') && ops.has('x')) {
-    await Promise.all(written.splice(0));
-    await linkKeyChanges(session, applied);
-  }
-  await Promise.all([...written, ...begin([...(tracked ? raiseEvents(applied) : []), writeHistory(applied)])]);
+  await Promise.all(written);
   return lowest === Infinity ? null : lowest;
 }

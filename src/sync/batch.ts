@@ -233,9 +233,11 @@ async function applyFound(
   const { tracked, conflicts } = locked;
   const raising = applySome(run, { ...applied, some: evaluated.wanted }, { ops: found, tracked, conflicts });
   writing.push(raising);
-  // Before anything more is sent: these ask for something in between.
-  if (found.has('d') || (found.has('e') && found.has('x'))) await Promise.all(writing.splice(0));
-  if (found.has('d')) await refuseManyConflicts(session, definition, row);
+  if (found.has('d')) {
+    // Before anything more is sent: that asks for something in between.
+    await Promise.all(writing.splice(0));
+    await refuseManyConflicts(session, definition, row);
+  }
   if (!plan.isLeft || fields !== row.fields || counts.members !== row.members) {
     writing.push(writeLeft(run, inputs, row.id, { members: counts.members, textHash, recount: false, fields }));
   }

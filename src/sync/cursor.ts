@@ -1,8 +1,7 @@
 import type { Client, Queryable } from '../db/connect.js';
 import { inTransaction } from '../db/connect.js';
 import type { State } from '../db/state.js';
-import { COLUMNS_TOGETHER } from '../outbox/queue.js';
-import { WAITS_FOR_A_PERSON } from '../outbox/reader.js';
+import { COLUMNS_TOGETHER, WAITS_FOR_A_PERSON } from '../outbox/queue.js';
 import { lockDefinition } from '../db/locks.js';
 import { audienceColumns, membershipEventId, membershipProperties } from './apply.js';
 
