@@ -82,12 +82,6 @@ export const AUDIENCES = ['spenders', 'red', 'visitors'];
 /** Whose userId is theirs for ever, so that their events are a history of them. */
 export const REGULAR_IDS: readonly string[] = Array.from({ length: REGULARS }, (_, index) => `r${index + 1}`);
 
-/**
- * Whether Iterable knows this recipient by one key for ever: the userId and the addresses of a guest are one user there,
- * in which order what is said of each arrives isn't told by what the source says now.
- */
-export const hasOneKey = (recipient: string): boolean => !/^(u:g|e:g\d+_|e:c1[23]\d@|e:c140@)/.test(recipient);
-
 /** What each recipient is to have, by field: the values of numbers as JavaScript writes them. */
 export const TRUTH = `
   with keyed as (
