@@ -124,7 +124,7 @@ export async function lead(
   const deliveries = createDeliveries({
     state,
     leader: lease.holder,
-    isHybrid: config.profiles.key === 'hybrid',
+    isHybrid: () => config.profiles.key === 'hybrid',
     mayBegin,
     prepareBulk: lease.allowsBulk,
     bulkAgoMs: lease.bulkAgoMs,
@@ -157,7 +157,7 @@ export async function lead(
         const destination = next.destinations.find((each) => each.name === name);
         return destination === undefined ? [] : [{ id, name, connect: targetOf(destination).connect }];
       });
-      const description = JSON.stringify(next.destinations, (name, value: unknown) => {
+      const description = JSON.stringify([next.profiles.key, next.destinations], (name, value: unknown) => {
         if (name === 'place') return undefined;
         return value instanceof Secret ? value.reveal() : value;
       });

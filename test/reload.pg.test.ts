@@ -128,7 +128,7 @@ describe('deliveries', () => {
     const deliveries = createDeliveries({
       state,
       leader: randomUUID(),
-      isHybrid: false,
+      isHybrid: () => false,
       mayBegin: never,
       prepareBulk: never,
       bulkAgoMs: Infinity,

@@ -43,7 +43,7 @@ async function connectAll(destinations: readonly Reachable[]): Promise<readonly 
 export interface DeliveriesOptions {
   state: State;
   leader: string;
-  isHybrid: boolean;
+  isHybrid: () => boolean;
   mayBegin: (timeoutMs: number) => boolean;
   prepareBulk: () => boolean;
   /** How long ago, when this was made, an earlier leader may have sent something in bulk. */
@@ -100,7 +100,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
         leader,
         destinationId: id,
         destinationName: name,
-        isHybrid,
+        isHybrid: isHybrid(),
         port,
         mayBegin,
         prepareBulk,
