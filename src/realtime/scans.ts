@@ -106,11 +106,11 @@ function onceIn(plan: unknown): readonly Scan[] {
 
 /** As sessions that evaluate would plan it: these think a page anywhere as near as the next one. */
 async function explainAsEvaluated(client: Client, statement: string): Promise<unknown> {
-  await client.query('set random_page_cost = 1.1');
+  await client.query('set random_page_cost = 1.1; set enable_hashagg = off');
   try {
     return await explain(client, statement);
   } finally {
-    await client.query('reset random_page_cost');
+    await client.query('reset random_page_cost; reset enable_hashagg');
   }
 }
 
