@@ -124,6 +124,20 @@ describe('a lane', () => {
     expect(opened.single.room()).toBe(8);
   });
 
+  it('says how long an urgent call would wait, behind what is urgent and before all else', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator, { quotas: { usersUpdate: 1 } });
+    expect(opened.single.waitMs()).toBe(0);
+    const plain = sendAll(opened.single, several(opened, 4));
+    // One has been sent, and takes the quota of a second.
+    const behind = opened.single.waitMs();
+    expect(behind).toBeGreaterThan(0);
+    expect(behind).toBeLessThan(1_100);
+    const urgent = [1, 2].map(() => opened.single.send(update(opened), true));
+    expect(opened.single.waitMs()).toBeGreaterThan(behind + 1_500);
+    await Promise.all([plain, ...urgent]);
+  });
+
   it('closes for as long as a 429 asks, gives the call back, and opens again by itself', async () => {
     const simulator = await simulate();
     const opened = open(simulator);
