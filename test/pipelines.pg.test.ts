@@ -189,6 +189,28 @@ describe('what waits', () => {
     expect(priorities.slice(0, 200).filter((priority) => priority > 0).length).toBeLessThan(20);
     expect(priorities.slice(200, 400).filter((priority) => priority > 1).length).toBeLessThan(20);
   });
+
+  it('is taken in portions by a slow lane, not one by one', async () => {
+    const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 100 } };
+    const definitions = { audiences: [{ ...VIP, schedule: 'manual' }] };
+    await begin({ ...definitions, tables: TABLES.replace(String(MANY), '600') });
+    await harness.sync();
+    await harness.reconfigure({
+      ...definitions,
+      destinations: { iterable: { ...slow, region: harness.simulator.url } },
+    });
+    await harness.state(
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns)
+       select 'm', 1, 1, 1, 'u:u' || n, array['vip'] from generate_series(1, 400) as n order by n`,
+    );
+    const before = harness.simulator.requests().length;
+    let statements = 0;
+    // Each portion waits for the disk by a statement of the pool.
+    harness.opened.databases.state.pool.on('acquire', () => (statements += 1));
+    await harness.sync('vip');
+    expect(harness.simulator.requests().length - before).toBe(400);
+    expect(statements).toBeLessThan(200);
+  });
 });
 
 describe('live changes', () => {

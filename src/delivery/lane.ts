@@ -25,7 +25,7 @@ export interface Lane<R = Verdict> {
   /** Null where the call is given back: it goes again. Urgent ones are at the head of the next request. */
   send: (item: Item, urgent: boolean) => Promise<R | Verdict | null>;
   state: () => 'open' | 'trying' | 'closed';
-  /** How many more calls can be sent within their patience. */
+  /** How many more calls can be sent within their patience; none while those are too few to be looked for. */
   room: () => number;
   /** How long an urgent call would wait until it is sent. */
   waitMs: () => number;
@@ -65,6 +65,8 @@ const THROTTLED_PAUSE = { firstMs: 1_000, longestMs: 30_000 };
 /** Requests that are open at once: enough for the full quota at a tenth of a second of latency. */
 const MOST_OPEN = 300;
 const MOST_DROPPED = 100;
+/** Of the room for calls, so much has to be left that more are asked for. */
+const WORTHWHILE = 0.25;
 const TOO_LARGE = {
   kind: 'refused',
   about: 'content',
@@ -352,7 +354,9 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     room: () => {
       const resent = units.reduce((sum, { entries }) => sum + entries.length, 0);
       const sendable = isTroubled() ? 1 : pace.perSecond(now()) * carrier.most * (patienceMs / 1000) * 0.8;
-      return Math.max(0, Math.max(1, Math.floor(sendable)) - urgent.length - plain.length - resent);
+      const most = Math.max(1, Math.floor(sendable));
+      const left = most - urgent.length - plain.length - resent;
+      return left < most * WORTHWHILE ? 0 : left;
     },
     waitMs: () => {
       const at = now();
