@@ -57,6 +57,15 @@ describe('what was committed without waiting for the disk', () => {
     expect(await isOnDisk(at)).toBe(true);
   });
 
+  it('is there where the session that waits for it commits without waiting, too', async () => {
+    const lent = openPool({ url: new Secret(server.url), purpose: 'state', max: 1, onError: () => undefined });
+    await lent.query('set synchronous_commit = off');
+    const at = await commit('lent');
+    await createFlush(lent)();
+    expect(await isOnDisk(at)).toBe(true);
+    await lent.end();
+  });
+
   it('survives a crash of the server from then on', async () => {
     await commit('three');
     await createFlush(state)();

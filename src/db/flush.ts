@@ -10,10 +10,12 @@ import type { Pool } from './connect.js';
  */
 export type Flush = () => Promise<void>;
 
-/** A record in the log that nobody reads: a transaction that writes nothing to it doesn't wait for it. */
-const FLUSH = `select pg_logical_emit_message(true, 'personas', '')`;
+/**
+ * A record in the log that nobody reads: a transaction that writes nothing to it doesn't wait for it. It waits whatever its
+ * session does otherwise: a pooler may have lent that to one that doesn't.
+ */
+const FLUSH = `select set_config('synchronous_commit', 'on', true), pg_logical_emit_message(true, 'personas', '')`;
 
-/** `pool`'s sessions commit synchronously. */
 export function createFlush(pool: Pool): Flush {
   let running: Promise<void> | null = null;
   let next: Promise<void> | null = null;
