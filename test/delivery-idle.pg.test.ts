@@ -131,6 +131,19 @@ describe('the daemon is idle', () => {
     await harness.state(`delete from outbox where kind = 'e'`);
   });
 
+  it('while many events of one person wait behind a mark that waits for an exit of that person', async () => {
+    await change(`exit_of = 'p'`, `recipient = 'u:1'`);
+    await change(`follows = 'p', due_at = now(), attempts = 0`, `recipient = 'u:2'`);
+    await harness.state(
+      `insert into outbox (kind, destination_id, definition_id, priority, recipient, event, message_id, occurred_at, properties)
+       select 'e', destination_id, definition_id, 1, recipient, 'Entered', 'personas_' || n, now(), '{}'
+       from outbox, generate_series(1, 25) as n where recipient = 'u:2'`,
+    );
+    expectIdle(await measure());
+    await harness.state(`delete from outbox where kind = 'e'`);
+    await change('exit_of = null, follows = null', 'exit_of is not null or follows is not null');
+  });
+
   it('while the destination is paused', async () => {
     await change('due_at = now(), attempts = 0');
     await harness.state(`update destination set state = 'paused'`);

@@ -206,16 +206,22 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     refused: stops.refused,
   };
 
-  const release = (recipient: string, lowestLeft: number): void => {
+  const release = (recipient: string, lowestLeft: number, hasMoved = true): void => {
     const moreFrom = underWay.end(recipient);
-    if (moreFrom < NOTHING) hear(moreFrom);
-    bookmark.leave(lowestLeft);
+    if (moreFrom < NOTHING && hasMoved) hear(moreFrom);
+    // Where nothing became of what was taken, nothing would of what comes after it: not at once.
+    bookmark.leave(hasMoved ? lowestLeft : Math.min(lowestLeft, moreFrom));
   };
-  const end = (recipient: string, rows: readonly WaitingRow[], { lookAgain, restMs }: Delivered): void => {
+  const end = (
+    recipient: string,
+    rows: readonly WaitingRow[],
+    { lookAgain, restMs }: Delivered,
+    hasMoved = true,
+  ): void => {
     if (restMs === 0) {
       // The first row has the lowest id.
       const ownFrom = rows[0]?.id ?? NOTHING;
-      release(recipient, lookAgain ? ownFrom : NOTHING);
+      release(recipient, lookAgain ? ownFrom : NOTHING, hasMoved);
       return;
     }
     underWay.rest(recipient, restMs);
@@ -238,7 +244,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     try {
       const delivered = await deliverRecipient(desk, settle, recipient, rows);
       await allWritten(receipt);
-      end(recipient, rows, delivered);
+      end(recipient, rows, delivered, settled.length > 0);
     } catch (error) {
       await allWritten(receipt).catch(() => undefined);
       if (error instanceof LeaseLostError) await yieldTo(recipient, rows, settled).catch(brokeOff);

@@ -62,13 +62,13 @@ export const WAITS_FOR_A_PERSON = `array(select d.id from definition as d where 
   union all select dd.definition_id from definition_destination as dd where dd.destination_id = $1 and dd.stopped is not null)`;
 
 /**
- * Whether the mark `o` waits for an exit of the same person under another key, of whatever definition: the destination may
+ * Whether the mark `row` waits for an exit of the same person under another key, of whatever definition: the destination may
  * hold both keys as one user, and gives that user the keys of what comes last. An exit waits for nothing. One that waits
  * for a person itself is not waited for, nor one before which the destination is asked: what it undoes is marked again.
  */
-export const WAITS_FOR_EXIT = `(o.follows is not null and exists (select from outbox as b
-  where b.exit_of = o.follows and b.destination_id = o.destination_id and b.recipient <> o.recipient
-    and b.confirm = 0 and b.definition_id <> all (${WAITS_FOR_A_PERSON}) offset 0))`;
+export const waitsForExit = (row: string): string => `(${row}.follows is not null and exists (select from outbox as x
+  where x.exit_of = ${row}.follows and x.destination_id = ${row}.destination_id and x.recipient <> ${row}.recipient
+    and x.confirm = 0 and x.definition_id <> all (${WAITS_FOR_A_PERSON}) offset 0))`;
 
 export type WaitingRow = WaitingMark | WaitingEvent;
 
@@ -187,7 +187,7 @@ export async function loadWaiting(
         o.due_at <= now() as due, dd.list, dd.list_existing_only, dd.list_id,
         exists (select from forgotten_there where destination_id = $1) and exists (select from forgotten_there as f
           where f.destination_id = $1 and f.hash = ${hashOf('o.recipient')}) as forgotten,
-        ${WAITS_FOR_EXIT} as blocked, o.exit_of, o.with_beside, o.beside as event_beside, s.beside,
+        ${waitsForExit('o')} as blocked, o.exit_of, o.with_beside, o.beside as event_beside, s.beside,
         d.kind as definition_kind, d.key, d.computation_id, s.recipient is not null and not s.kept as member,
         -- Arrays as JSON, which is read in a fraction of the time that a text[] takes.
         to_json(o.columns) as columns,

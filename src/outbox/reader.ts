@@ -1,6 +1,6 @@
 import type { Client, Pool, Queryable } from '../db/connect.js';
 import { keepSession, type KeptSession } from '../db/session.js';
-import { LIST, WAITS_FOR_A_PERSON, WAITS_FOR_EXIT } from './queue.js';
+import { LIST, WAITS_FOR_A_PERSON, waitsForExit } from './queue.js';
 
 /** How many more calls of each kind can be sent now. */
 export interface Room {
@@ -71,14 +71,14 @@ const another = (kind: 'm' | 'e', condition: string): string =>
 
 /**
  * A call may be sent when its time has come, its definition isn't paused, and no exit of the same person goes first;
- * an event also when nothing earlier of its recipient waits for its time, and no mark for its lane.
+ * an event also when nothing earlier of its recipient waits for its time or for an exit, and no mark for its lane.
  */
 const IS_READY = `o.due_at <= now() and ${isOn('o')}
-  and not ${WAITS_FOR_EXIT}
+  and not ${waitsForExit('o')}
   and (o.confirm = 0 or $8)
   and case o.kind
     when 'm' then $6 and ($11 or not o.columns <@ array['${LIST}'])
-    else $7 and not ${another('m', '(not $6 or b.id < o.id and b.due_at > now())')}
+    else $7 and not ${another('m', `(not $6 or b.id < o.id and (b.due_at > now() or ${waitsForExit('b')}))`)}
       and not ${another('e', 'b.id < o.id and b.due_at > now()')}
   end`;
 const WAITED = '(o.attempts > 0 or o.confirm > 0)';
