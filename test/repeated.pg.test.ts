@@ -42,6 +42,14 @@ it('gives back what it was given, the first time and by its name', async () => {
   expect(rows).toEqual([{ n: '1' }]);
 });
 
+it('prepares a text once that comes several times in one message', async () => {
+  const text = 'select $1::int4 as n, true as twice';
+  const answers = await Promise.all([1, 2, 3].map((n) => run.query(text, [n])));
+  expect(answers.flatMap(({ rows }) => rows)).toEqual([1, 2, 3].map((n) => ({ n, twice: true })));
+  const { rows } = await run.query('select from pg_prepared_statements where statement = $1', [text]);
+  expect(rows).toHaveLength(1);
+});
+
 it('answers what is asked in one turn in its order, as one transaction where nothing else was begun', async () => {
   const insert = 'insert into seen values ($1, txid_current())';
   const answers = await Promise.all([

@@ -25,7 +25,7 @@ interface Column {
 
 /** A statement that has been prepared, and what its rows are. */
 interface Prepared {
-  name: string;
+  readonly name: string;
   columns: readonly Column[];
 }
 
@@ -93,9 +93,13 @@ interface Message extends pg.Submittable {
 
 /** Several statements up to one Sync, which is where the server answers them all. */
 function createMessage(client: Client, asked: readonly Asked[], { find, name, keep, onEnd }: Memory): Message {
+  const named = new Map<string, Prepared>();
   const statements = asked.map(({ text }) => {
-    const prepared = find(text);
-    return { prepared: prepared ?? { name: name(), columns: [] as readonly Column[] }, isNew: prepared === undefined };
+    const known = find(text) ?? named.get(text);
+    const prepared: Prepared = known ?? { name: name(), columns: [] };
+    // One without a name is gone with the next one.
+    if (prepared.name !== '') named.set(text, prepared);
+    return { prepared, isNew: known === undefined };
   });
   const results: pg.QueryResult[] = [];
   let rows: pg.QueryResultRow[] = [];
@@ -143,7 +147,7 @@ function createMessage(client: Client, asked: readonly Asked[], { find, name, ke
         name: column,
         parse: client.getTypeParser(dataTypeID as never, 'text') as Column['parse'],
       }));
-      statement.prepared = { ...statement.prepared, columns };
+      statement.prepared.columns = columns;
     },
     handleDataRow: ({ fields }) => {
       const row: pg.QueryResultRow = {};
