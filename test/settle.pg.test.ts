@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { openPool, type Pool } from '../src/db/connect.js';
 import { Secret } from '../src/lib/secret.js';
+import { retryDead } from '../src/outbox/dead.js';
 import { createSettler, type Settlement, type Settler } from '../src/outbox/settle.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
@@ -179,4 +180,36 @@ describe('what became of calls', () => {
     expect(await rowsRead()).toBeLessThan(before + MANY);
     expect(await waiting()).toBe(MANY - 10);
   });
+});
+
+it('what is sent again of what one destination had refused lets nothing go that waits at another', async () => {
+  const [exit] = await mark(1, 1, { exitOf: `'p'` });
+  await mark(2, 2, { follows: `'p'` });
+  await harness.state(`insert into destination (name, host, type) values ('other', 'host', 'file')`);
+  await harness.state(
+    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, exit_of, follows)
+     select 'm', t.id, o.definition_id, o.priority, o.recipient, o.columns, o.exit_of, o.follows
+     from outbox as o, destination as t where t.name = 'other'`,
+  );
+  await settler.settle([refused(exit!)]);
+  expect(
+    await retryDead(harness.opened.databases.state.pool, {
+      keys: [],
+      reason: null,
+      destination: null,
+      olderThan: null,
+    }),
+  ).toMatchObject({
+    count: 1,
+  });
+  expect(
+    await harness.state(
+      `select t.name, o.follows from outbox as o join destination as t on t.id = o.destination_id
+       where o.recipient = 'u:2' order by t.name`,
+    ),
+  ).toEqual([
+    { name: 'iterable', follows: null },
+    { name: 'other', follows: 'p' },
+  ]);
+  await harness.state(`delete from outbox; delete from destination where name = 'other'`);
 });

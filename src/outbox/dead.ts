@@ -83,7 +83,8 @@ async function putBack(client: Client, ids: readonly number[], byItself: 0 | 1):
     [ids, byItself],
   );
   await client.query(
-    `update outbox set follows = null where follows in (select exit_of from dead_call where id = any($1))`,
+    `update outbox as o set follows = null from dead_call as x
+     where x.id = any($1) and o.follows = x.exit_of and o.destination_id = x.destination_id`,
     [ids],
   );
   await client.query('delete from dead_call where id = any($1)', [ids]);
