@@ -1,8 +1,8 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { openPool, type Pool } from '../src/db/connect.js';
+import { inTransaction, openPool, type Pool } from '../src/db/connect.js';
 import { Secret } from '../src/lib/secret.js';
 import { retryDead } from '../src/outbox/dead.js';
-import { createSettler, type Settlement, type Settler } from '../src/outbox/settle.js';
+import { createSettler, holdBack, type Settlement, type Settler } from '../src/outbox/settle.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
 import { register } from '../src/sync/registry.js';
 import { createHarness, type Harness } from './support/harness.js';
@@ -212,4 +212,16 @@ it('what is sent again of what one destination had refused lets nothing go that 
     { name: 'other', follows: 'p' },
   ]);
   await harness.state(`delete from outbox; delete from destination where name = 'other'`);
+});
+
+it('who rests is put off without waiting for what somebody else is writing to', async () => {
+  const { state } = harness.opened.databases;
+  const [first, second] = await mark(1, 2);
+  const [there] = await harness.state('select destination_id as id from outbox limit 1');
+  await inTransaction(state.pool, async (client) => {
+    await client.query('select from outbox where id = $1 for update', [first?.id]);
+    const resting = ['u:1', 'u:2'].map((recipient) => ({ recipient, forMs: 60_000 }));
+    await holdBack(state.pool, Number(there?.['id']), resting);
+  });
+  expect(await harness.state('select id from outbox where due_at > now()')).toEqual([{ id: second?.id }]);
 });

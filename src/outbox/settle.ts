@@ -342,7 +342,10 @@ export async function noteList(
   });
 }
 
-/** Has all that is due for some recipients wait: a request to them may still be applied, and what follows comes after. */
+/**
+ * Has all that is due for some recipients wait: a request to them may still be applied, and what follows comes after. Not
+ * what somebody else is writing to, which whoever reads it next puts off.
+ */
 export async function holdBack(
   pool: Queryable,
   destinationId: number,
@@ -354,7 +357,7 @@ export async function holdBack(
        join outbox as o on o.recipient = h.recipient and o.due_at <= now()
        where o.kind = 'm' and o.recipient = any($2) and o.destination_id = $1
          or o.kind = 'e' and o.recipient = any($2) and o.destination_id = $1
-       order by o.recipient, o.id for update of o
+       order by o.recipient, o.id for update of o skip locked
      )
      update outbox as o set due_at = now() + held.for_ms * interval '1 millisecond' from held where o.id = held.id`,
     [destinationId, recipients.map(({ recipient }) => recipient), recipients.map(({ forMs }) => forMs)],
