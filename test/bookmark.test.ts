@@ -51,6 +51,15 @@ describe('the queue is read', () => {
     expect(bookmark.next(OPEN, 251)).toEqual(at(2, 2, 2));
   });
 
+  it('at once where somebody says so, though nothing is new', () => {
+    const bookmark = readToTheEnd(at(9, 9, 9), Infinity, 1_000);
+    bookmark.hear(Infinity);
+    expect(bookmark.restMs(1)).toBe(0);
+    expect(bookmark.next(OPEN, 1)).toEqual(at(9, 9, 9));
+    bookmark.advance({ position: at(9, 9, 9), isEnd: true, nextMs: Infinity }, 1_000);
+    expect(bookmark.next(OPEN, 2)).toBeNull();
+  });
+
   it('at once from what is new', () => {
     const bookmark = readToTheEnd(at(9, 9, 9));
     bookmark.hear(8);

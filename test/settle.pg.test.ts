@@ -105,6 +105,27 @@ describe('what became of calls', () => {
     expect(await waiting()).toBe(0);
   });
 
+  it('is given back of an exit where somebody else is writing to another key of the person; the rest is written', async () => {
+    await harness.state(
+      `insert into snapshot (definition_id, recipient, profile_id, entered_at) select id, 'u:2', '1', now() from definition`,
+    );
+    await harness.state(
+      `insert into transition (at, definition_id, kind, recipient) select now() - interval '1 minute', id, 'x', 'u:1' from definition`,
+    );
+    const [exit] = await mark(1, 1, { exitOf: 'n' });
+    const [other, unrelated] = await mark(2, 3);
+    const settlements = [exit!, unrelated!].map(acknowledged);
+    const client = await harness.opened.databases.state.pool.connect();
+    await client.query('begin');
+    await client.query('update outbox set attempts = 1 where id = $1', [other?.id]);
+    expect([...(await settler.settle(settlements)).left]).toEqual([settlements[0]]);
+    await client.query('commit');
+    client.release();
+    expect(await harness.state('select id from outbox order by id')).toEqual([{ id: exit?.id }, { id: other?.id }]);
+    expect(await settler.settle(settlements)).toMatchObject({ released: true });
+    expect(await harness.state('select recipient from outbox')).toEqual([{ recipient: 'u:2' }]);
+  });
+
   it('is not written where another leads, and is by the same settler when it leads again', async () => {
     const settlements = (await mark(1, 1)).map(acknowledged);
     await harness.state(`update leader set holder = '${OTHER}'`);

@@ -10,7 +10,7 @@ import { goBack, liveOnly, START, type Position, type QueueRead, type Room } fro
  *   every ten seconds ──▶ from the start: transactions commit out of order
  */
 export interface Bookmark {
-  /** There is something new with this id or a higher one; 0: any. */
+  /** There is something new with this id or a higher one; 0: any; Infinity: nothing, but it is to be looked at again. */
   hear: (lowestId: number) => void;
   /** Something that is due was given back: it is looked at a little later. */
   leave: (lowestId: number) => void;
@@ -56,6 +56,7 @@ export function createBookmark(): Bookmark {
   return {
     hear: (lowestId) => {
       newFrom = Math.min(newFrom, lowestId);
+      if (lowestId === NOTHING) readAt = -Infinity;
     },
     leave: (lowestId) => {
       leftFrom = Math.min(leftFrom, lowestId);

@@ -5,16 +5,8 @@ import type { Port } from '../destinations/carrier.js';
 import { backoffMs } from '../lib/backoff.js';
 import type { Logger } from '../lib/logger.js';
 import { loadWaiting, type WaitingRow } from '../outbox/queue.js';
-import {
-  createSettler,
-  holdBack,
-  markAnew,
-  noteList,
-  stopDefinition,
-  stopDestination,
-  type Settlement,
-  type Settler,
-} from '../outbox/settle.js';
+import { createSettler, holdBack, markAnew, type Settlement, type Settler } from '../outbox/settle.js';
+import { noteList, stopDefinition, stopDestination } from '../outbox/noted.js';
 import { isMoreWaiting, keepReader, readQueue, type QueueRead, type Room } from '../outbox/reader.js';
 import { createBookmark, isShut, LOOK_EVERY_MS } from './bookmark.js';
 import type { LaneFigures } from './lane.js';

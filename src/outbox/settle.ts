@@ -1,5 +1,5 @@
 import type { Queryable, Runner } from '../db/connect.js';
-import { inTransaction } from '../db/connect.js';
+import { databaseFailure } from '../db/failure.js';
 import { fenceLease } from '../db/lease.js';
 import { repeat, type Repeated } from '../db/repeated.js';
 import { keepSession } from '../db/session.js';
@@ -151,6 +151,10 @@ const POSTPONE = `
 const LOCK = `select id, version, exit_of as "exitOf" from outbox where id = any($1)
   order by recipient, id for update skip locked`;
 
+/** How long an acknowledged exit waits for whoever is writing to the person's other keys: they may be a long run. */
+const MARKING_MS = 100;
+const WAITED_TOO_LONG = '55P03';
+
 interface Locked {
   id: number;
   version: number;
@@ -202,13 +206,19 @@ async function findBusy({ planned }: Session, ids: readonly number[]): Promise<R
 }
 
 export interface Settled {
-  /** Settlements of rows that somebody else is writing to: nothing was written of them. */
+  /** Settlements of which nothing was written: somebody else is writing to their rows, or to those of a person's other keys. */
   left: ReadonlySet<Settlement>;
   /** Something else that waits may have come to be ready. */
   released: boolean;
 }
 
-async function settle(session: Session, leader: string, all: readonly Settlement[]): Promise<Settled> {
+/** Acknowledged exits mark other keys of their persons: where `exitsAre` left they are given back instead. */
+async function settle(
+  session: Session,
+  leader: string,
+  all: readonly Settlement[],
+  exitsAre: 'written' | 'left',
+): Promise<Settled> {
   const { prepared, acknowledgeExits } = session;
   const [, , { rows }] = await Promise.all([
     prepared.query('begin'),
@@ -227,21 +237,28 @@ async function settle(session: Session, leader: string, all: readonly Settlement
   const sent = all.filter(({ id, version }) => locked.get(id)?.version === version);
   const writing: Promise<unknown>[] = [];
   const gone: number[] = [];
-  const exits: number[] = [];
+  const exits: Settlement[] = [];
   for (const each of sent) if (each.kind === 'refused') writing.push(...bury(session, each));
   for (const each of sent) {
     if (each.kind !== 'acknowledged') continue;
     if (each.columns !== null) writing.push(prepared.query(ACKNOWLEDGE_PART, [each.id, each.columns]));
-    else (typeof locked.get(each.id)?.exitOf === 'string' ? exits : gone).push(each.id);
+    else if (typeof locked.get(each.id)?.exitOf === 'string') exits.push(each);
+    else gone.push(each.id);
   }
   if (gone.length > 0) writing.push(prepared.query(ACKNOWLEDGE, [gone]));
   // Last: a mark of another key may be among the others, and is raised anew.
-  const marking = exits.length > 0 ? prepared.query(acknowledgeExits, [exits]) : null;
+  let marking: Promise<{ rowCount: number | null }> | null = null;
+  if (exits.length > 0 && exitsAre === 'written') {
+    writing.push(prepared.query(`set local lock_timeout = '${MARKING_MS}ms'`));
+    marking = prepared.query(acknowledgeExits, [exits.map(({ id }) => id)]);
+  }
   await Promise.all([...writing, marking, prepared.query('commit')]);
   const marked = (await marking)?.rowCount ?? 0;
-  const leavers = sent.flatMap(({ id, kind }) => (kind === 'again' ? [] : (locked.get(id)?.exitOf ?? [])));
+  const unwritten = new Set(exitsAre === 'left' ? exits : []);
+  const ended = sent.filter((each) => each.kind !== 'again' && !unwritten.has(each));
+  const leavers = ended.flatMap(({ id }) => locked.get(id)?.exitOf ?? []);
   return {
-    left: new Set(missing.filter(({ id }) => busy.has(id))),
+    left: new Set([...missing.filter(({ id }) => busy.has(id)), ...unwritten]),
     released: marked > 0 || (await isFollowed(session, leavers)),
   };
 }
@@ -280,66 +297,18 @@ export function createSettler(
     return { prepared: repeat(client), planned: client, acknowledgeExits: acknowledgeExitsIn(isHybrid) };
   });
   return {
-    settle: (all) => kept.use((session) => settle(session, leader, all)),
+    settle: async (all) => {
+      const settling = (exitsAre: 'written' | 'left'): Promise<Settled> =>
+        kept.use((session) => settle(session, leader, all, exitsAre));
+      try {
+        return await settling('written');
+      } catch (error) {
+        if (databaseFailure(error)?.sqlstate !== WAITED_TOO_LONG) throw error;
+        return settling('left');
+      }
+    },
     close: kept.close,
   };
-}
-
-/** Stops a destination: nothing more is sent to it until a person resumes it; what waits stays. */
-export async function stopDestination(
-  state: State,
-  leader: string,
-  destinationId: number,
-  reason: string,
-): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
-    await fenceLease(client, leader);
-    await client.query(`update destination set state = 'stopped', reason = $2 where id = $1`, [destinationId, reason]);
-  });
-}
-
-export interface Stop {
-  destinationId: number;
-  definitionId: number;
-  reason: string;
-  /** Its list is there no more: another is found or made when the calls go on. */
-  isListGone: boolean;
-}
-
-/** Has the calls of one definition wait until a person resumes it; those of the others go on. */
-export async function stopDefinition(
-  state: State,
-  leader: string,
-  { destinationId, definitionId, reason, isListGone }: Stop,
-): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
-    await fenceLease(client, leader);
-    await client.query(
-      `update definition_destination set stopped = $3, list_id = case when $4 then null else list_id end
-       where destination_id = $1 and definition_id = $2 and stopped is null`,
-      [destinationId, definitionId, reason, isListGone],
-    );
-  });
-}
-
-/** Remembers the id of the list that a definition fills. */
-export async function noteList(
-  state: State,
-  leader: string,
-  {
-    destinationId,
-    definitionId,
-    name,
-    listId,
-  }: { destinationId: number; definitionId: number; name: string; listId: number },
-): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
-    await fenceLease(client, leader);
-    await client.query(
-      'update definition_destination set list_id = $3 where destination_id = $1 and definition_id = $2 and list = $4',
-      [destinationId, definitionId, listId, name],
-    );
-  });
 }
 
 /**
