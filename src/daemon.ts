@@ -18,7 +18,7 @@ import { createFeeder } from './sync/cursor.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
 import { register } from './sync/registry.js';
 import { ALL_REQUESTS, QUIET_REQUESTS } from './sync/asking.js';
-import { startRequests, type RequestLoop } from './sync/requests.js';
+import { startRequests } from './sync/requests.js';
 import type { RunContext } from './sync/run.js';
 import { abandonRuns, startScheduler, type Scheduler } from './sync/scheduler.js';
 
@@ -106,7 +106,7 @@ export async function lead(
   let wakes: Wakes | null = null;
   let scheduler: Scheduler | null = null;
   let feeding: Loop | null = null;
-  let requests: RequestLoop | null = null;
+  let requests: Loop | null = null;
   const context: RunContext = {
     databases,
     config,

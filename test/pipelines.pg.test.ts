@@ -162,16 +162,18 @@ describe('a recipient', () => {
   });
 });
 
+/** 600 people of whom all has been told, and from now on a hundred user updates a second. */
+async function beginSlowly(): Promise<void> {
+  const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 100 } };
+  const definitions = { audiences: [{ ...VIP, schedule: 'manual' }] };
+  await begin({ ...definitions, tables: TABLES.replace(String(MANY), '600') });
+  await harness.sync();
+  await harness.reconfigure({ ...definitions, destinations: { iterable: { ...slow, region: harness.simulator.url } } });
+}
+
 describe('what waits', () => {
   it('goes live before scheduled before backfill, whichever came first', async () => {
-    const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 100 } };
-    const definitions = { audiences: [{ ...VIP, schedule: 'manual' }] };
-    await begin({ ...definitions, tables: TABLES.replace(String(MANY), '600') });
-    await harness.sync();
-    await harness.reconfigure({
-      ...definitions,
-      destinations: { iterable: { ...slow, region: harness.simulator.url } },
-    });
+    await beginSlowly();
     const before = harness.simulator.requests().length;
     // Backfill first, live last.
     await harness.state(
@@ -191,14 +193,7 @@ describe('what waits', () => {
   });
 
   it('is taken in portions by a slow lane, not one by one', async () => {
-    const slow = { type: 'iterable', api_key: 'test-key', quotas: { users_update: 100 } };
-    const definitions = { audiences: [{ ...VIP, schedule: 'manual' }] };
-    await begin({ ...definitions, tables: TABLES.replace(String(MANY), '600') });
-    await harness.sync();
-    await harness.reconfigure({
-      ...definitions,
-      destinations: { iterable: { ...slow, region: harness.simulator.url } },
-    });
+    await beginSlowly();
     await harness.state(
       `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns)
        select 'm', 1, 1, 1, 'u:u' || n, array['vip'] from generate_series(1, 400) as n order by n`,

@@ -2,7 +2,7 @@ import { inTransaction } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
 import type { RequestKind, State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
-import { createSignal } from '../lib/signal.js';
+import { startLoop, type Loop } from '../lib/loop.js';
 import { discardDead, retryDead } from '../outbox/dead.js';
 import { NOTHING, type RequestArguments, type RequestDeps, type RequestProgress, type Save } from './asking.js';
 import { beginBackfill } from './cursor.js';
@@ -146,21 +146,13 @@ async function carryOut(deps: RequestDeps, row: RequestRow, save: Save): Promise
   }
 }
 
-export interface RequestLoop {
-  /** A command may have asked for something. */
-  look: () => void;
-  stop: () => Promise<void>;
-}
-
 const LOOK_EVERY_MS = 200;
 
 /** Carries out what commands have asked for, several at once, until it is stopped. */
-export function startRequests(deps: RequestDeps): RequestLoop {
+export function startRequests(deps: RequestDeps): Loop {
   const { pool } = deps.context.databases.state;
   const { leader } = deps.context;
   const underWay = new Set<Promise<void>>();
-  const signal = createSignal();
-  let stopping = false;
 
   const handle = async (row: RequestRow): Promise<void> => {
     const save: Save = async (progress) => {
@@ -204,23 +196,11 @@ export function startRequests(deps: RequestDeps): RequestLoop {
     }
   };
 
-  const loop = async (): Promise<void> => {
-    while (!stopping) {
-      try {
-        await take();
-      } catch (error) {
-        deps.log.failure('Requests cannot be read; trying again', error);
-      }
-      await signal.wait(deps.lookMs(LOOK_EVERY_MS));
-    }
-  };
-  const looping = loop();
+  const taking = startLoop('Reading requests', () => deps.lookMs(LOOK_EVERY_MS), deps.log, take);
   return {
-    look: signal.notify,
+    look: taking.look,
     stop: async () => {
-      stopping = true;
-      signal.notify();
-      await looping;
+      await taking.stop();
       await Promise.allSettled(underWay);
     },
   };
