@@ -1,4 +1,5 @@
 import { quoteIdentifier, type Client } from '../db/connect.js';
+import { PLANNED_FOR_SOME } from '../sync/evaluation.js';
 
 /**
  * Whether evaluating a few profiles reads whole tables, told from the plan: each scan of a table that isn't small must
@@ -104,13 +105,13 @@ function onceIn(plan: unknown): readonly Scan[] {
   return scans;
 }
 
-/** As sessions that evaluate would plan it: these think a page anywhere as near as the next one. */
+/** As sessions that evaluate would plan it. */
 async function explainAsEvaluated(client: Client, statement: string): Promise<unknown> {
-  await client.query('set random_page_cost = 1.1; set enable_hashagg = off');
+  await client.query(PLANNED_FOR_SOME.set);
   try {
     return await explain(client, statement);
   } finally {
-    await client.query('reset random_page_cost; reset enable_hashagg');
+    await client.query(PLANNED_FOR_SOME.reset);
   }
 }
 

@@ -80,6 +80,15 @@ const STATEMENT_TIMEOUT_MS = 10_000;
 /** So many deleted rows of `delta` are read over before it is truncated, which has everything that reads it planned anew. */
 const DELTA_ROWS = 2_000;
 
+/**
+ * How what evaluates some profiles is planned: a page anywhere is as near as the next one, and no room is made for all the
+ * groups that a table of a million rows is thought to have, which would cost more than the rest.
+ */
+export const PLANNED_FOR_SOME = {
+  set: 'set random_page_cost = 1.1; set enable_hashagg = off',
+  reset: 'reset random_page_cost; reset enable_hashagg',
+};
+
 /** Makes a connection ready for batches: plans are kept, and so is `delta`, which is empty between them. */
 export async function openBatchSession(
   context: CompareContext,
@@ -88,10 +97,8 @@ export async function openBatchSession(
 ): Promise<BatchSession> {
   for (const each of source === null ? [client] : [client, source]) {
     await each.query(
-      // Planning ten joins costs more than running them for some profiles. So does making room for all the groups that a
-      // table of a million rows is thought to have.
-      `set plan_cache_mode = force_generic_plan; set random_page_cost = 1.1; set enable_hashagg = off;
-       set statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
+      // Planning ten joins costs more than running them for some profiles.
+      `set plan_cache_mode = force_generic_plan; ${PLANNED_FOR_SOME.set}; set statement_timeout = ${STATEMENT_TIMEOUT_MS}`,
     );
   }
   await client.query(`set synchronous_commit = off; set idle_in_transaction_session_timeout = ${STANDS_STILL_MS}`);
