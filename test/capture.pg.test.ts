@@ -216,8 +216,8 @@ describe('a writer', () => {
        create operator evil.= (leftarg = text, rightarg = text, function = evil.same);
        create function evil.fewer(int, int) returns boolean language sql as 'select evil.fail()';
        create operator evil.<= (leftarg = int, rightarg = int, function = evil.fewer);
-       create function evil.later(timestamptz, timestamptz) returns boolean language sql as 'select evil.fail()';
-       create operator evil.> (leftarg = timestamptz, rightarg = timestamptz, function = evil.later);
+       create function evil.later(float8, float8) returns boolean language sql as 'select evil.fail()';
+       create operator evil.> (leftarg = float8, rightarg = float8, function = evil.later);
        create domain evil.text as pg_catalog.text check (evil.fail())`,
     );
     const plan = await source.plan([
@@ -226,7 +226,7 @@ describe('a writer', () => {
       ['visits', 'page'],
     ]);
     await source.install(plan);
-    await source.sql(`update personas_capture.listener set asleep_until = 'infinity'`);
+    await source.sql(`select setval('personas_capture.asleep_until', 1e12::bigint)`);
     for (const statement of [
       'insert into public.orders values (11, 4, 1)',
       'update public.orders set total = 2',
@@ -258,10 +258,10 @@ describe('a writer', () => {
     };
     await write(11);
     expect(await barrier()).toEqual(['barrier']);
-    await source.sql(`update personas_capture.listener set asleep_until = now() + interval '1 hour'`);
+    await source.sql(`select setval('personas_capture.asleep_until', extract(epoch from now())::bigint + 3600)`);
     await write(12);
     expect(await barrier()).toEqual(['personas_capture', 'barrier']);
-    await source.sql(`update personas_capture.listener set asleep_until = '-infinity'`);
+    await source.sql(`select setval('personas_capture.asleep_until', 1)`);
     await write(13);
     expect(await barrier()).toEqual(['barrier']);
     await listener.end();

@@ -223,7 +223,9 @@ const DISTURBANCES: Readonly<Record<string, (each: Site, random: () => number) =
     await expectTrue(each);
     await until(() =>
       unlessAway(async () => {
-        const rows = await each.harness.sql('select from personas_capture.listener where asleep_until > now()');
+        const rows = await each.harness.sql(
+          `select where pg_sequence_last_value('personas_capture.asleep_until') > extract(epoch from now())`,
+        );
         return rows.length > 0;
       }),
     );

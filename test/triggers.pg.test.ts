@@ -237,7 +237,7 @@ The role may make no triggers on public.orders: GRANT TRIGGER ON public.orders T
     await source.sql('insert into orders values (1, 1, 1)');
     const { rows } = await pool.query<{ watch: string }>('delete from personas_capture.capture returning watch');
     expect(rows).toEqual([{ watch: ORDERS }]);
-    await pool.query('update personas_capture.listener set asleep_until = now()');
+    await pool.query(`select setval('personas_capture.asleep_until', 1) from personas_capture.listener`);
     await expect(uninstall(pool, options)).rejects.toThrow('DROP SCHEMA personas_capture CASCADE');
     await source.sql(`revoke usage on schema personas_capture from ${role}`);
     await expect(install(pool, plan, options)).rejects.toThrow(`GRANT USAGE ON SCHEMA personas_capture TO "${role}"`);
@@ -422,7 +422,7 @@ describe('without notifying', () => {
       }
     };
     await prepared.install(plan);
-    await prepared.sql(`update personas_capture.listener set asleep_until = 'infinity'`);
+    await prepared.sql(`select setval('personas_capture.asleep_until', 1e12::bigint)`);
     await expect(write('x')).rejects.toMatchObject({ code: '0A000' });
 
     expect(await prepared.install(plan, { notify: false })).toEqual([

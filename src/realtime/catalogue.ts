@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { quoteIdentifier, withClient, type Client, type Pool } from '../db/connect.js';
 import {
+  ASLEEP_UNTIL,
   CAPTURE_SCHEMA,
   functionBody,
   functionName,
@@ -108,16 +109,32 @@ const FUNCTIONS = `
   select p.proname as name, p.prosrc as body, p.prosecdef as definer, array_to_json(p.proconfig)::text as settings
   from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname = '${CAPTURE_SCHEMA}' and p.prosrc ~ '-- personas-sync capture \\d' order by 1`;
 
+/** What there is of the schema, and what the role may do with it. */
+interface CaptureRow {
+  role: string;
+  database: string;
+  may_make: boolean;
+  schema: boolean;
+  usage: boolean;
+  tables: boolean;
+  capture: boolean;
+  listener: boolean;
+  asleep_until: boolean;
+}
+
 const CAPTURE = `
   select current_user as role, current_database() as database, has_database_privilege(current_database(), 'CREATE') as may_make,
     exists (select from pg_namespace where nspname = '${CAPTURE_SCHEMA}') as schema,
     coalesce(has_schema_privilege(s.oid, 'USAGE'), false) as usage,
     exists (select from pg_class where relnamespace = s.oid and relname = 'capture')
-      and exists (select from pg_class where relnamespace = s.oid and relname = 'listener') as tables,
+      and exists (select from pg_class where relnamespace = s.oid and relname = 'listener')
+      and exists (select from pg_class where relnamespace = s.oid and relname = 'asleep_until') as tables,
     coalesce((select has_table_privilege(oid, 'SELECT') and has_table_privilege(oid, 'DELETE')
       from pg_class where relnamespace = s.oid and relname = 'capture'), false) as capture,
-    coalesce((select has_table_privilege(oid, 'SELECT') and has_table_privilege(oid, 'UPDATE')
-      from pg_class where relnamespace = s.oid and relname = 'listener'), false) as listener
+    coalesce((select has_table_privilege(oid, 'SELECT')
+      from pg_class where relnamespace = s.oid and relname = 'listener'), false) as listener,
+    coalesce((select has_sequence_privilege(oid, 'SELECT') and has_sequence_privilege(oid, 'UPDATE')
+      from pg_class where relnamespace = s.oid and relname = 'asleep_until'), false) as asleep_until
   from (select (select oid from pg_namespace where nspname = '${CAPTURE_SCHEMA}') as oid) as s`;
 
 /** The bits of pg_trigger.tgtype: https://github.com/postgres/postgres/blob/master/src/include/catalog/pg_trigger.h */
@@ -212,33 +229,21 @@ async function readCapture(
   client: Client,
   installation: string,
 ): Promise<Pick<Inspection, 'role' | 'database' | 'capture' | 'mayMakeSchema'>> {
-  const { rows } = await client.query<{
-    role: string;
-    database: string;
-    may_make: boolean;
-    schema: boolean;
-    usage: boolean;
-    tables: boolean;
-    capture: boolean;
-    listener: boolean;
-  }>(CAPTURE);
+  const { rows } = await client.query<CaptureRow>(CAPTURE);
   const [row] = rows;
   if (row === undefined) throw new Error('PostgreSQL tells nothing of itself.');
   const { role, database, may_make: mayMakeSchema } = row;
   return { role, database, mayMakeSchema, capture: await judgeCapture(client, row, installation) };
 }
 
-async function judgeCapture(
-  client: Client,
-  there: { role: string; schema: boolean; usage: boolean; tables: boolean; capture: boolean; listener: boolean },
-  installation: string,
-): Promise<CaptureState> {
+async function judgeCapture(client: Client, there: CaptureRow, installation: string): Promise<CaptureState> {
   if (!there.schema || !there.tables) return { kind: 'missing' };
   const to = `TO ${quoteIdentifier(there.role)}`;
   const grants = [
     ...(there.usage ? [] : [`GRANT USAGE ON SCHEMA ${CAPTURE_SCHEMA} ${to}`]),
     ...(there.capture ? [] : [`GRANT SELECT, DELETE ON ${CAPTURE_SCHEMA}.capture ${to}`]),
-    ...(there.listener ? [] : [`GRANT SELECT, UPDATE ON ${CAPTURE_SCHEMA}.listener ${to}`]),
+    ...(there.listener ? [] : [`GRANT SELECT ON ${CAPTURE_SCHEMA}.listener ${to}`]),
+    ...(there.asleep_until ? [] : [`GRANT SELECT, UPDATE ON SEQUENCE ${ASLEEP_UNTIL} ${to}`]),
   ];
   if (grants.length > 0) return { kind: 'denied', grants };
   const { rows } = await client.query<{ installation: string }>(

@@ -7,17 +7,18 @@ import { OperatorError, UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { createSignal } from '../lib/signal.js';
 import { openSource, type Capture, type Taken } from './capture.js';
+import { ASLEEP_UNTIL, CHANNEL } from './trigger-sql.js';
 
 /**
  * Takes what is captured, again and again.
  *
- *   awake ── nothing for a second ──▶ `asleep_until` is committed ──▶ one more look ──▶ asleep
- *     ▲       a take every 2 ms            renewed every 5 s for 15 s                     │  a look every second
- *     └──────── a notification, or a look that finds something: `asleep_until` is cleared ┘
+ *   awake ── nothing for a second ──▶ `asleep_until` is set ──▶ one more look ──▶ asleep
+ *     ▲       a take every 2 ms            renewed every 5 s for 15 s               │  a look every second
+ *     └─────── a notification, or a look that finds something: it is cleared ───────┘
  *   deaf: notifications can't be heard, or aren't sent: as awake while there is something, else a take every 100 ms
  *
  * A notification makes every commit of the source's server queue, so the triggers notify only while `asleep_until` lies
- * ahead. A transaction whose trigger ran before that was committed doesn't notify: the look after it, and the one every
+ * ahead. A transaction whose trigger ran before it was set doesn't notify: the look after it, and the one every
  * second, find what it wrote. A daemon that has died is asleep for 15 s at most, and costs the source nothing after that.
  */
 export interface Mover {
@@ -41,7 +42,6 @@ export interface MoverOptions {
   log: Logger;
 }
 
-const CHANNEL = 'personas_capture';
 const AWAKE_MS = 2;
 const DEAF_MS = 100;
 const IDLE_MS = 1_000;
@@ -55,13 +55,13 @@ const NEVER_MS = 2 ** 31 - 1;
 
 const FALL_ASLEEP = {
   name: 'personas_asleep',
-  text: `update personas_capture.listener set asleep_until = clock_timestamp() + interval '15 seconds'
-    where installation = $1 returning asleep_until::text as until`,
+  text: `select setval('${ASLEEP_UNTIL}', ceil(extract(epoch from clock_timestamp()))::bigint + 15) as until
+    from personas_capture.listener where installation = $1`,
 };
 /** Not what another instance has written since. */
 const WAKE = {
   name: 'personas_awake',
-  text: `update personas_capture.listener set asleep_until = '-infinity' where asleep_until = $1::timestamptz`,
+  text: `select setval('${ASLEEP_UNTIL}', 1) where pg_sequence_last_value('${ASLEEP_UNTIL}') = $1::bigint`,
 };
 
 interface Asking {
@@ -72,7 +72,7 @@ interface Asking {
 export function startMover({ source, capture, installation, follows, notifies, log }: MoverOptions): Mover {
   const signal = createSignal();
   let session: Session | null = null;
-  /** The moment up to which the triggers notify, as PostgreSQL writes it; null: awake. */
+  /** The second up to which the triggers notify; null: awake. */
   let asleep: { until: string; since: number } | null = null;
   let busyAt = -Infinity;
   let wholeAt = -Infinity;

@@ -37,6 +37,11 @@ export interface Watch {
 
 export const CAPTURE_SCHEMA = 'personas_capture';
 export const CHANNEL = 'personas_capture';
+/**
+ * The second of 1970 up to which a writer notifies, as the value of a sequence: reading it costs a writer a quarter of what
+ * a look at a row would, and shows what is true now to a transaction that began long ago, too.
+ */
+export const ASLEEP_UNTIL = `${CAPTURE_SCHEMA}.asleep_until`;
 /** Statements that touch more keys than this ask for a full run. */
 export const MOST_KEYS = 50_000;
 
@@ -44,7 +49,7 @@ export const STATEMENT_KINDS = ['insert', 'update', 'delete', 'truncate'] as con
 export type StatementKind = (typeof STATEMENT_KINDS)[number];
 
 /** Written into the functions: another number is another text, which `install` brings up to date. */
-const VERSION = 1;
+const VERSION = 2;
 const LOCK_TIMEOUT = '500ms';
 
 /** Sorted in their own order, which is quicker than that of their text. */
@@ -108,20 +113,26 @@ export function triggerName(table: Pick<SourceTable, 'schema' | 'name'>, kind: S
 
 const functionSql = (name: string): string => `${CAPTURE_SCHEMA}.${quoteIdentifier(name)}()`;
 
-/** The distinct keys of the rows `r`, as an array; null where there are none. */
-function keysOf(columns: readonly SourceColumn[]): { keys: string; text: string } {
+interface Key {
+  /** The key of a row `r`, as keys are told apart. */
+  value: string;
+  /** As it is kept. */
+  text: string;
+  /** Which rows have one. */
+  where: string;
+}
+
+function keyOf(columns: readonly SourceColumn[]): Key {
   const [first, ...more] = columns.map(({ name, type }) => ({ sql: `r.${quoteIdentifier(name)}`, type }));
   if (first === undefined || more.length > 0) {
     const values = columns.map(({ name }) => `r.${quoteIdentifier(name)}`).join(', ');
-    return { keys: aggregated(asText(`pg_catalog.jsonb_build_array(${values})`)), text: 'c.keys' };
+    const value = asText(`pg_catalog.jsonb_build_array(${values})`);
+    return { value, text: value, where: '' };
   }
-  const present = `filter (where ${first.sql} is not null)`;
-  return WHOLE_NUMBERS.has(first.type)
-    ? { keys: `${aggregated(first.sql)} ${present}`, text: 'c.keys::pg_catalog.text[]' }
-    : { keys: `${aggregated(asText(first.sql))} ${present}`, text: 'c.keys' };
+  const text = asText(first.sql);
+  return { value: WHOLE_NUMBERS.has(first.type) ? first.sql : text, text, where: ` where ${first.sql} is not null` };
 }
 
-const aggregated = (value: string): string => `pg_catalog.array_agg(distinct ${value})`;
 const asText = (value: string): string => `${value}::pg_catalog.text collate pg_catalog."C"`;
 
 function rowsOf(kind: StatementKind, columns: readonly SourceColumn[]): string {
@@ -131,13 +142,34 @@ function rowsOf(kind: StatementKind, columns: readonly SourceColumn[]): string {
   return `(select${list} from new_rows union all select${list} from old_rows) as r`;
 }
 
-function captureOf(kind: StatementKind, watch: Watch): string {
-  const name = quoteLiteral(watchName(watch)).trim();
-  if (kind === 'truncate') return `    select ${name}, null::pg_catalog.text[]`;
-  const { keys, text } = keysOf(watch.columns);
-  return `    select ${name}, case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) ${MOST_KEYS} then ${text} end
-    from (select ${keys} as keys from ${rowsOf(kind, watch.columns)}) as c
-    where c.keys is not null`;
+const CAPTURE = `insert into ${CAPTURE_SCHEMA}.capture (watch, keys)`;
+const literalOf = (watch: Watch): string => quoteLiteral(watchName(watch)).trim();
+
+/** The distinct keys of however many rows: no more of them are in memory than are kept. */
+function selectKeys(kind: StatementKind, watch: Watch, indent: string): string {
+  if (kind === 'truncate') return `${indent}select ${literalOf(watch)}, null::pg_catalog.text[]`;
+  const { value, where } = keyOf(watch.columns);
+  return `${indent}select ${literalOf(watch)}, case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) ${MOST_KEYS} then c.keys::pg_catalog.text[] end
+${indent}from (select pg_catalog.array_agg(d.key) as keys from (select distinct ${value} as key from ${rowsOf(kind, watch.columns)}${where} limit ${MOST_KEYS + 1}) as d) as c
+${indent}where c.keys is not null`;
+}
+
+/** Most statements write one row, which costs them a fifth less where it isn't sorted and aggregated. */
+function captureOneOrMore(kind: StatementKind, watch: Watch): string {
+  const { text, where } = keyOf(watch.columns);
+  return `    one := array(select ${text} from ${rowsOf(kind, watch.columns)}${where} limit 2);
+    if pg_catalog.cardinality(one) operator(pg_catalog.=) 1 then
+      ${CAPTURE} values (${literalOf(watch)}, one);
+    elsif pg_catalog.cardinality(one) operator(pg_catalog.=) 2 then
+      ${CAPTURE}
+${selectKeys(kind, watch, '      ')};
+    end if;`;
+}
+
+function capture(kind: StatementKind, watches: readonly Watch[]): string {
+  if (kind === 'insert' || kind === 'delete') return watches.map((watch) => captureOneOrMore(kind, watch)).join('\n');
+  const selects = watches.map((watch) => selectKeys(kind, watch, '    '));
+  return `    ${CAPTURE}\n${selects.join('\n    union all\n')};`;
 }
 
 /**
@@ -147,16 +179,16 @@ function captureOf(kind: StatementKind, watch: Watch): string {
 export function functionBody(watches: readonly Watch[], { notify }: { notify: boolean }): string {
   const branches = STATEMENT_KINDS.map((kind, index) => {
     const condition = `${index === 0 ? 'if' : 'elsif'} tg_op operator(pg_catalog.=) '${kind.toUpperCase()}' then`;
-    const selects = watches.map((watch) => captureOf(kind, watch)).join('\n    union all\n');
-    return `  ${condition}\n    insert into ${CAPTURE_SCHEMA}.capture (watch, keys)\n${selects};`;
+    return `  ${condition}\n${capture(kind, watches)}`;
   });
-  const wake = `  if found and exists (select from ${CAPTURE_SCHEMA}.listener as l where l.asleep_until operator(pg_catalog.>) pg_catalog.clock_timestamp()) then
+  const wake = `  if found and pg_catalog.pg_sequence_last_value('${ASLEEP_UNTIL}') operator(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) then
     perform pg_catalog.pg_notify('${CHANNEL}', '');
   end if;
 `;
   return `
 -- personas-sync capture ${VERSION}
 #variable_conflict use_column
+declare one pg_catalog.text[];
 begin
 ${branches.join('\n')}
   end if;
@@ -234,13 +266,14 @@ export function createSchema({ installation, role }: { installation: string; rol
     `alter table ${CAPTURE_SCHEMA}.capture alter column keys set storage external`,
     `create table if not exists ${CAPTURE_SCHEMA}.listener (
   only_row boolean primary key default true check (only_row),
-  asleep_until timestamptz not null default '-infinity', -- until then a writer notifies
-  installation uuid not null                             -- of the state that consumes what is captured
-) with (fillfactor = 50)`,
+  installation uuid not null -- of the state that consumes what is captured
+)`,
+    `create sequence if not exists ${ASLEEP_UNTIL} as bigint`,
     `insert into ${CAPTURE_SCHEMA}.listener (installation) values (${quoteLiteral(installation).trim()}) on conflict do nothing`,
     `grant usage on schema ${CAPTURE_SCHEMA} to ${grantee}`,
     `grant select, delete on ${CAPTURE_SCHEMA}.capture to ${grantee}`,
-    `grant select, update on ${CAPTURE_SCHEMA}.listener to ${grantee}`,
+    `grant select on ${CAPTURE_SCHEMA}.listener to ${grantee}`,
+    `grant select, update on sequence ${ASLEEP_UNTIL} to ${grantee}`,
   ];
 }
 

@@ -47,18 +47,17 @@ const SOURCE = `
   create table personas_capture.capture (
     id bigint primary key generated always as identity, watch text not null, keys text[]);
   create table personas_capture.listener (
-    only_row boolean primary key default true check (only_row),
-    asleep_until timestamptz not null default '-infinity',
-    installation uuid not null) with (fillfactor = 50);
+    only_row boolean primary key default true check (only_row), installation uuid not null);
+  create sequence personas_capture.asleep_until as bigint;
   insert into personas_capture.listener (installation) values ('${INSTALLATION}');
   create function personas_capture.orders() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-  declare wake boolean;
   begin
     insert into personas_capture.capture (watch, keys)
     select '${WATCH}', case when cardinality(k) <= 50000 then k::text[] end
-    from (select array_agg(distinct customer_id) filter (where customer_id is not null) as k from new_rows) as c where k is not null
-    returning (select l.asleep_until > clock_timestamp() from personas_capture.listener as l) into wake;
-    if wake then perform pg_notify('personas_capture', ''); end if;
+    from (select array_agg(distinct customer_id) filter (where customer_id is not null) as k from new_rows) as c where k is not null;
+    if found and pg_sequence_last_value('personas_capture.asleep_until') > extract(epoch from clock_timestamp()) then
+      perform pg_notify('personas_capture', '');
+    end if;
     return null;
   end $$;
   create trigger personas_insert after insert on orders referencing new table as new_rows
