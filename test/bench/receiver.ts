@@ -19,8 +19,6 @@ export interface Received {
   /** Users or events in the requests that were accepted. */
   items: number;
   users: number;
-  /** The most requests that arrived within any second. */
-  mostInASecond: number;
 }
 
 /** An update of a user: when its request arrived, in milliseconds since 1970, whose it is, and the fields. */
@@ -100,7 +98,6 @@ async function receive({ keepsArrivals = false, ...options }: Options): Promise<
         throttled: simulator.stats.count(endpoint, 429),
         items: items.get(endpoint) ?? 0,
         users: simulator.userCount,
-        mostInASecond: simulator.stats.mostWithin(endpoint, 1_000),
       } satisfies Received);
     }
   });
