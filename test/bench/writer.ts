@@ -17,7 +17,7 @@ import { writeConfig } from './site.js';
  * pgbench where there is one. Nobody takes what is captured, and it is emptied between the turns.
  */
 const CLIENTS = 8;
-const TURNS = 5;
+const TURNS = 11;
 const TURN_SECONDS = 3;
 const WARM_UPS = 1;
 const CUSTOMERS = 50_000;
