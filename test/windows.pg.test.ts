@@ -38,9 +38,9 @@ afterEach(async () => {
   await harness.close();
 });
 
-async function open(separate: boolean): Promise<(limit?: number) => Promise<BatchResult>> {
+async function open(separate: boolean, tables = TABLES): Promise<(limit?: number) => Promise<BatchResult>> {
   harness = await createHarness({
-    tables: TABLES,
+    tables,
     separate,
     profiles: { sql: 'SELECT id AS profile_id, user_id, email FROM holders', changes: { holders: 'id' } },
     audiences: [RECENT],
@@ -67,7 +67,7 @@ async function run(trigger: 'schedule' | 'sync' = 'schedule'): Promise<RunResult
   return result!;
 }
 
-async function buy(customer: number, when: string): Promise<void> {
+async function buy(customer: number | string, when: string): Promise<void> {
   await harness.sql(`insert into wanted values ($1, clock_timestamp() + $2::interval)`, [customer, when]);
   await addDue(harness.opened.databases.state.pool, ['recent'], [String(customer)]);
 }
@@ -114,6 +114,20 @@ describe.each([{ separate: false }, { separate: true }])('a window, state apart:
     expect(await windows()).toEqual(['12']);
   });
 });
+
+describe.each([{ separate: false }, { separate: true }])(
+  'an id that can be written in several ways, state apart: $separate',
+  ({ separate }) => {
+    it('has one window, however it is written where it changes', async () => {
+      const evaluate = await open(separate, TABLES.replaceAll(/\b(id|customer_id) int\b/g, '$1 numeric'));
+      await buy('7', '0 seconds');
+      expect(await evaluate()).toMatchObject({ kind: 'written', changed: 1 });
+      await buy('7.0', '1 second');
+      expect(await evaluate()).toMatchObject({ kind: 'written', changed: 0 });
+      expect([await members(), await windows()]).toEqual([['7'], ['7']]);
+    });
+  },
+);
 
 describe('an hourly run of a definition that says until when it holds', () => {
   it('evaluates those alone whose rows have changed or whose window was reached', async () => {

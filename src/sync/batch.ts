@@ -115,8 +115,10 @@ function settle(
     );
   }
   if (windowed) {
+    // An id may be written otherwise where its rows are than where it changed: 7 and 7.0 are one profile.
+    const looked = [...new Set([...affected, ...windows.map(([profile]) => profile)])];
     settling.push(
-      run.query(`delete from ${schema}.validity where definition_id = ${row.id} and profile_id = any($1)`, [affected]),
+      run.query(`delete from ${schema}.validity where definition_id = ${row.id} and profile_id = any($1)`, [looked]),
     );
     // A window that has closed by now is looked at again all the same, but not at once for ever.
     const next = run.query(
