@@ -2,6 +2,7 @@ import type { Config } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import { inTransaction, type Client } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
+import { readHistory } from '../db/history.js';
 import { fenceLease } from '../db/lease.js';
 import { OperatorError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
@@ -22,7 +23,7 @@ import type { WatchPlan } from './watches.js';
  * What is against it is looked for in the configuration, in the source's catalogue (every few seconds) and in the SQL
  * itself (once for each text, since that runs it). Whatever may have let a change go by, a trigger that was missing or
  * another table in its place, is seen as another signature of the table, and has the definitions that depend on it
- * compared in full.
+ * compared in full. So has a database that is not what it was: what the one of two has forgotten, the other knows.
  */
 export interface Tracking {
   /** Looks at everything once and writes what follows. */
@@ -106,7 +107,8 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       const plan = profileType === null ? NOTHING : await readWatchPlan(databases.source, config, profileType);
       const found = await inspect(databases.source, plan, installation);
       const rows = await readRows(pool);
-      const changed = await changedTables(pool, found);
+      const signatures = signaturesOf(found, plan.tables.length === 0 ? '' : await readHistories(databases));
+      const changed = await changedTables(pool, signatures);
       const isMissed = (key: string): boolean => tablesOf(plan, key).some((name) => changed.has(name));
       const against = new Map<string, string>();
       for (const definition of asking) {
@@ -137,7 +139,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
           : null;
       await inTransaction(pool, async (client) => {
         await fenceLease(client, leader);
-        await writeSignatures(client, found, changed);
+        await writeSignatures(client, found, signatures, changed);
         for (const definition of config.definitions) {
           const row = rows.get(definition.key);
           if (row === undefined) continue;
@@ -184,27 +186,46 @@ async function readRows(pool: Pick<Client, 'query'>): Promise<ReadonlyMap<string
   return new Map(rows.map((row) => [row.key, row]));
 }
 
-/** The names of tables that aren't what they were when they were last looked at. */
-async function changedTables(pool: Pick<Client, 'query'>, { tables }: Inspection): Promise<ReadonlySet<string>> {
-  const { rows } = await pool.query<{ name: string; signature: string }>('select name, signature from watched');
-  const before = new Map(rows.map(({ name, signature }) => [name, signature]));
-  const changed = tables.filter(({ watched: { table }, signature }) => before.get(tableName(table)) !== signature);
-  return new Set(changed.map(({ watched: { table } }) => tableName(table)));
+/**
+ * Two databases are restored, or taken over by a standby, apart: what was moved from the one is deleted there, and must not
+ * be missing in the other. One database goes back as a whole.
+ */
+async function readHistories({ same, source, state }: TrackingOptions['context']['databases']): Promise<string> {
+  if (same) return '';
+  return `${await readHistory(source, null)} ${await readHistory(state.pool, 'watched')}`;
 }
 
-async function writeSignatures(client: Client, { tables }: Inspection, changed: ReadonlySet<string>): Promise<void> {
-  const names = tables.map(({ watched: { table } }) => tableName(table));
-  await client.query('delete from watched where not name = any($1)', [names]);
+/** By the name of the table: another one, and something may have been missed. */
+function signaturesOf({ tables }: Inspection, histories: string): ReadonlyMap<string, string> {
+  return new Map(
+    tables.map(({ watched: { table }, signature }) => [tableName(table), `${signature} ${histories}`.trimEnd()]),
+  );
+}
+
+/** The names of tables that aren't what they were when they were last looked at. */
+async function changedTables(
+  pool: Pick<Client, 'query'>,
+  signatures: ReadonlyMap<string, string>,
+): Promise<ReadonlySet<string>> {
+  const { rows } = await pool.query<{ name: string; signature: string }>('select name, signature from watched');
+  const before = new Map(rows.map(({ name, signature }) => [name, signature]));
+  return new Set([...signatures].filter(([name, signature]) => before.get(name) !== signature).map(([name]) => name));
+}
+
+async function writeSignatures(
+  client: Client,
+  { tables }: Inspection,
+  signatures: ReadonlyMap<string, string>,
+  changed: ReadonlySet<string>,
+): Promise<void> {
+  await client.query('delete from watched where not name = any($1)', [[...signatures.keys()]]);
   const written = tables.filter(({ watched: { table } }) => changed.has(tableName(table)));
   if (written.length === 0) return;
+  const names = written.map(({ watched: { table } }) => tableName(table));
   await client.query(
     `insert into watched (name, signature, problem) select * from unnest($1::text[], $2::text[], $3::text[])
      on conflict (name) do update set signature = excluded.signature, problem = excluded.problem, seen_at = now()`,
-    [
-      written.map(({ watched: { table } }) => tableName(table)),
-      written.map(({ signature }) => signature),
-      written.map(({ because }) => because),
-    ],
+    [names, names.map((name) => signatures.get(name)), written.map(({ because }) => because)],
   );
 }
 
