@@ -49,6 +49,8 @@ export interface Sources {
   opaque: readonly Finding[];
   /** Functions that read tables, and which. */
   readers: readonly (Finding & { table: string })[];
+  /** The texts of the views and functions that it comes to, but for the system's: another one may mean something else. */
+  behind: readonly string[];
 }
 
 interface Routine {
@@ -77,6 +79,7 @@ export async function sourcesOf(
   const tables = new Map<string, Relation>();
   const views = new Map<string, { relation: Relation; part: Part }>();
   const routines = new Set<string>();
+  const behind: string[] = [];
   const clock: Finding[] = [];
   const chance: Finding[] = [];
   const opaque: Finding[] = [];
@@ -100,7 +103,9 @@ export async function sourcesOf(
       if (caller !== null) readers.push({ ...caller, table: relation.shown });
       if (!relation.isView) tables.set(relation.oid, relation);
       else if (!views.has(relation.oid)) {
-        const view = await follow(await viewText(client, relation.oid), `the view ${relation.shown}`, caller);
+        const body = await viewText(client, relation.oid);
+        behind.push(body);
+        const view = await follow(body, `the view ${relation.shown}`, caller);
         if (view === null) opaque.push({ written: relation.shown, at: null, within });
         else views.set(relation.oid, { relation, part: view });
       }
@@ -112,6 +117,7 @@ export async function sourcesOf(
 
   const judge = async (called: NamedFunction, finding: Finding, caller: Finding | null): Promise<void> => {
     for (const routine of await routinesOf(client, called)) {
+      if (routine.schema !== 'pg_catalog') behind.push(JSON.stringify(routine));
       if (routine.schema === 'pg_catalog') {
         if (READS_TABLES.test(routine.name)) opaque.push(finding);
         else if (routine.volatility === 'v' && !isClock(called)) chance.push(finding);
@@ -139,6 +145,7 @@ export async function sourcesOf(
     chance: once(chance),
     opaque: once(opaque),
     readers,
+    behind: [...new Set(behind)].sort(),
   };
 }
 

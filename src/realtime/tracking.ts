@@ -10,6 +10,7 @@ import type { CompareContext } from '../sync/comparison.js';
 import type { Way } from './capture.js';
 import { inspect, type Inspection } from './catalogue.js';
 import { asksForIt, createJudge, readProfileType, reasonInCatalogue, reasonInConfig, tablesOf } from './judgement.js';
+import { createReadings } from './readings.js';
 import { readWatchPlan } from './tables.js';
 import { tableName } from './trigger-sql.js';
 import type { WatchPlan } from './watches.js';
@@ -68,6 +69,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
   let ways: ReadonlyMap<string, readonly Way[]> = new Map();
   let captured: { notifies: boolean } | null = null;
   const judged = new Map<string, Judged>();
+  const readings = createReadings(databases.source);
 
   /** Why the SQL can't be evaluated profile by profile; null: it can. */
   const judge = async (
@@ -105,6 +107,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       const asking = config.definitions.filter(asksForIt);
       const profileType = asking.length === 0 ? null : await readProfileType(databases.source, config);
       const plan = profileType === null ? NOTHING : await readWatchPlan(databases.source, config, profileType);
+      const evaluated = await readings(config, asking, plan.evaluates);
       const found = await inspect(databases.source, plan, installation);
       const rows = await readRows(pool);
       const signatures = signaturesOf(found, plan.tables.length === 0 ? '' : await readHistories(databases));
@@ -119,7 +122,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       for (const definition of asking) {
         const { key } = definition;
         const row = rows.get(key);
-        const evaluates = plan.evaluates.get(key);
+        const evaluates = evaluated.get(key);
         // New, or a person has resumed it: what was found before may have been mended.
         if (row?.evaluates === null) judged.delete(key);
         if (row === undefined || evaluates === undefined || against.has(key)) continue;
@@ -146,7 +149,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
           if (!asking.includes(definition)) await follow(client, row, { tracking: 'none' });
           else {
             const because = against.get(definition.key);
-            const evaluates = plan.evaluates.get(definition.key);
+            const evaluates = evaluated.get(definition.key);
             if (because !== undefined || evaluates === undefined)
               await follow(client, row, {
                 tracking: 'polled',
