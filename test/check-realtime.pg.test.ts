@@ -105,6 +105,33 @@ describe('check, of real time', () => {
     await site.sql('alter table orders enable trigger user');
   });
 
+  it.each([
+    ['a table', { ordres: 'person' }, 'The table `ordres` of `changes` is not in the source'],
+    [
+      'a table with its schema',
+      { 'shop.orders': 'person' },
+      'The table `shop.orders` of `changes` is not in the source.',
+    ],
+    [
+      'a column',
+      { orders: 'persn' },
+      'The table public.orders has no column `persn` that a trigger sees: did you mean',
+    ],
+    ['a way', { orders: 'SELECT persn FROM changed' }, 'The SQL of `changes.orders`'],
+  ])('takes what `changes` names and the source lacks for a mistake: %s', async (_, changes, message) => {
+    const { definitions } = await check({ audiences: [{ ...BUYERS, changes }] }, 2);
+    const [problem] = definitions[0]?.problems ?? [];
+    expect(definitions[0]?.ok).toBe(false);
+    expect(problem?.message).toContain(message);
+    expect(problem?.place?.line).toBeGreaterThan(0);
+  });
+
+  it('takes a view in `changes` for none, though it is polled', async () => {
+    await site.sql('create or replace view buying as select * from orders');
+    const { definitions } = await check({ audiences: [{ ...BUYERS, changes: { buying: 'person' } }] }, 0);
+    expect(definitions).toMatchObject([{ ok: true, realtime: { possible: false } }]);
+  });
+
   it('takes a way whose tables nothing follows for a mistake', async () => {
     const lines = {
       key: 'lines',

@@ -17,7 +17,8 @@ function resolve(config: Described): ReadonlyMap<Change, ResolvedChange> {
   return new Map(
     followedChanges(config).map((change): [Change, ResolvedChange] => {
       const { written, place, way } = change;
-      if (written === 'gone') return [change, { kind: 'refused', problem: { place, message: 'It is gone.' } }];
+      if (written === 'gone')
+        return [change, { kind: 'refused', problem: { place, message: 'It is gone.' }, isMistake: true }];
       const name = way.kind === 'column' ? way.column : 'order_id';
       const statement = way.kind === 'column' ? null : `look up: ${way.text.sql}`;
       const watch = { table: table(written), columns: [{ name, type: 'bigint' }] };

@@ -13,19 +13,19 @@ import {
 } from '../realtime/judgement.js';
 import { readWatchPlan } from '../realtime/tables.js';
 import { tableName } from '../realtime/trigger-sql.js';
-import type { WatchPlan } from '../realtime/watches.js';
+import type { Refusal, WatchPlan } from '../realtime/watches.js';
 import { readInstallation } from './known.js';
 import type { Opened } from './open.js';
 
 /**
  * What `check` says of real time: for each definition that asks for it whether its changes can be followed, or why they
  * can't, as the daemon will find; and what is wrong with the triggers. Being polled instead is a mistake only where a
- * person has written `schedule: realtime`.
+ * person has written `schedule: realtime`, or names in `changes` what isn't there.
  */
 export interface RealtimeCheck {
   /** What is wrong with capturing, a sentence each; null: nothing is to be captured. */
   captured: readonly string[] | null;
-  /** What is wrong with the ways of `profiles.changes`. */
+  /** What is wrong with `profiles.changes`. */
   problems: readonly Problem[];
   /** Null: the definition doesn't ask for it. */
   judge: (definition: Definition) => Promise<RealtimeFinding | null>;
@@ -59,20 +59,27 @@ export async function createRealtimeCheck(opened: Opened): Promise<RealtimeCheck
 
   return {
     captured: plan.tables.length === 0 ? null : describeCapture(found),
-    problems: await findUnfollowed(opened, ofProfiles, ofProfiles),
+    problems: [...mistakesIn(plan, 'profiles'), ...(await findUnfollowed(opened, ofProfiles, ofProfiles))],
     judge: async (definition) => {
       if (!asksForIt(definition)) return null;
       const { changes, cadence, place } = definition;
       const because = await sentenceOf(() => reasonAgainst(definition));
       const isAsked = cadence.kind === 'realtime' && cadence.asked;
       const problems = await findUnfollowed(opened, changes, [...changes, ...ofProfiles]);
-      return {
-        possible: because === null,
-        because,
-        problems: because !== null && isAsked ? [refusalOf(definition, plan, because, place), ...problems] : problems,
-      };
+      const against =
+        because !== null && isAsked
+          ? [refusalOf(definition, plan, because, place)]
+          : mistakesIn(plan, 'definition', definition.key);
+      return { possible: because === null, because, problems: [...against, ...problems] };
     },
   };
+}
+
+/** What is written in `changes` and can't be meant, as a name that the source doesn't have. */
+function mistakesIn({ refused }: WatchPlan, of: Refusal['of'], key?: string): readonly Problem[] {
+  return refused
+    .filter((each) => each.isMistake && each.of === of && (key === undefined || each.definitions.includes(key)))
+    .map(({ problem }) => problem);
 }
 
 /** What an OperatorError says, which is one more reason. */

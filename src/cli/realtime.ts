@@ -41,7 +41,7 @@ function nothingToFollow({ config }: Opened, plan: WatchPlan): string | null {
 
 const factsOf = (plan: WatchPlan): Readonly<Record<string, unknown>> => ({
   tables: plan.tables.map(({ table, watches }) => ({ table: tableName(table), watches: watches.map(watchName) })),
-  refused: plan.refused,
+  refused: plan.refused.map(({ definitions, problem }) => ({ definitions, problem })),
 });
 
 async function look(opened: Opened): Promise<{ plan: WatchPlan; found: Inspection; installation: string }> {

@@ -4,11 +4,11 @@ import type { Change } from '../core/definition.js';
 import { withClient, type Client, type Pool } from '../db/connect.js';
 import { OperatorError, type Problem } from '../lib/errors.js';
 import { canBeCast, castStatement, findKeyColumns, lookUpStatement } from './key-columns.js';
-import { tableName, type SourceColumn, type SourceTable } from './trigger-sql.js';
+import { nameOf, tableName, type SourceColumn, type SourceTable } from './trigger-sql.js';
 import { followedChanges, planWatches, type ResolvedChange, type WatchPlan } from './watches.js';
 
 /** The tables that `changes` names, as the source has them, and whether triggers can tell of all that changes in them. */
-type Found = { kind: 'table'; table: SourceTable } | { kind: 'refused'; because: string };
+type Found = { kind: 'table'; table: SourceTable } | { kind: 'refused'; because: string; isMistake: boolean };
 
 interface TableRow {
   written: string;
@@ -51,19 +51,25 @@ const TABLES = `
 
 const PART = /"(?:[^"]|"")+"|[^".]+/g;
 
+const withoutQuotes = (written: string): string =>
+  written.startsWith('"') ? written.slice(1, -1).replaceAll('""', '"') : written;
+
 /** The parts of a table's name as SQL, without their quotes. */
 function partsOf(table: string): { schema: string | null; name: string } {
-  const parts = (table.match(PART) ?? []).map((part) =>
-    part.startsWith('"') ? part.slice(1, -1).replaceAll('""', '"') : part,
-  );
+  const parts = (table.match(PART) ?? []).map(withoutQuotes);
   const name = parts.at(-1) ?? table;
   return { schema: parts.length > 1 ? (parts[0] ?? null) : null, name };
 }
 
-function judge({ schema, name, kind, persistence, subscribed, foreign, columns }: TableRow): Found {
-  const refused = (because: string): Found => ({ kind: 'refused', because });
-  if (schema === null || name === null)
-    return refused('is not in the source, or in a schema that is not looked in: write it with its schema');
+function judge({ written, schema, name, kind, persistence, subscribed, foreign, columns }: TableRow): Found {
+  const refused = (because: string): Found => ({ kind: 'refused', because, isMistake: false });
+  if (schema === null || name === null) {
+    const because =
+      partsOf(written).schema === null
+        ? 'is not in the source, or in a schema that is not looked in: write it with its schema'
+        : 'is not in the source';
+    return { kind: 'refused', because, isMistake: true };
+  }
   if (kind === 'v') return refused('is a view, which has no triggers of that kind: name the tables that it reads');
   if (kind === 'm')
     return refused('is a materialised view, which has no triggers: name the tables that it is made from');
@@ -97,10 +103,12 @@ async function findTables(client: Client, changes: readonly Change[]): Promise<R
 /** The column that a person means: as it is written, or in lower case where they didn't quote it. */
 function findColumn(written: string, columns: readonly SourceColumn[]): SourceColumn | undefined {
   const quoted = written.startsWith('"');
-  const name = quoted ? written.slice(1, -1).replaceAll('""', '"') : written;
+  const name = withoutQuotes(written);
   const exact = columns.find((column) => column.name === name);
   return exact ?? (quoted ? undefined : columns.find((column) => column.name === name.toLowerCase()));
 }
+
+const mistake = (problem: Problem): ResolvedChange => ({ kind: 'refused', problem, isMistake: true });
 
 async function resolveColumn(
   client: Client,
@@ -109,20 +117,21 @@ async function resolveColumn(
   table: SourceTable,
   profileType: string,
 ): Promise<ResolvedChange> {
-  const refused = (message: string): ResolvedChange => ({ kind: 'refused', problem: { place: change.place, message } });
+  const refused = (message: string): ResolvedChange => mistake({ place: change.place, message });
   const column = findColumn(written, table.columns);
+  const shown = nameOf(withoutQuotes(written));
   if (column === undefined) {
     const near = nearest(
-      written,
+      withoutQuotes(written),
       table.columns.map(({ name }) => name),
     );
     const hint = near === undefined ? '' : `: did you mean \`${near}\`?`;
-    return refused(`The table ${tableName(table)} has no column \`${written}\` that a trigger sees${hint || '.'}`);
+    return refused(`The table ${tableName(table)} has no column \`${shown}\` that a trigger sees${hint || '.'}`);
   }
   const isProfile = column.type === profileType;
   if (!isProfile && !(await canBeCast(client, column.type, profileType))) {
     return refused(
-      `The column \`${written}\` of ${tableName(table)} is ${column.type}, which can't be a profile_id (${profileType}): name the column that holds it, or write a SELECT.`,
+      `The column \`${shown}\` of ${tableName(table)} is ${column.type}, which can't be a profile_id (${profileType}): name the column that holds it, or write a SELECT.`,
     );
   }
   const statement = isProfile ? null : castStatement(column, profileType);
@@ -142,8 +151,9 @@ async function resolveOne(
 ): Promise<ResolvedChange> {
   const { place, written, way } = change;
   if (found === undefined || found.kind === 'refused') {
-    const because = found?.because ?? 'is not in the source';
-    return { kind: 'refused', problem: { place, message: `The table \`${written}\` of \`changes\` ${because}.` } };
+    const { because, isMistake } = found ?? { because: 'is not in the source', isMistake: true };
+    const message = `The table \`${written}\` of \`changes\` ${because}.`;
+    return { kind: 'refused', problem: { place, message }, isMistake };
   }
   const { table } = found;
   if (way.kind === 'column') return resolveColumn(client, change, way.column, table, profileType);
@@ -153,14 +163,14 @@ async function resolveOne(
     const type = await typeName(client, typeOid);
     if (!(await canBeCast(client, type, profileType))) {
       const message = `${subject} gives ${type}, which can't be a profile_id (${profileType}).`;
-      return { kind: 'refused', problem: { place: way.text.placeOf(0), message } };
+      return mistake({ place: way.text.placeOf(0), message });
     }
     const statement = lookUpStatement(way.text.sql, used, profileType);
     return { kind: 'known', watch: { table, columns: used }, statement };
   } catch (error) {
     const [problem] = error instanceof OperatorError ? error.problems : [];
     if (problem === undefined) throw error;
-    return { kind: 'refused', problem };
+    return mistake(problem);
   }
 }
 
@@ -185,7 +195,7 @@ export async function readWatchPlan(
     for (const change of changes) {
       const found: ResolvedChange =
         rows[0]?.follows === true
-          ? { kind: 'refused', problem: { ...standby, place: change.place } }
+          ? { kind: 'refused', problem: { ...standby, place: change.place }, isMistake: false }
           : await resolveOne(client, change, tables.get(change.table), profile);
       resolved.set(change, found);
     }

@@ -15,7 +15,9 @@ import { tableName, watchName, type SourceTable, type Watch } from './trigger-sq
  * the profiles.
  */
 export type ResolvedChange =
-  { kind: 'known'; watch: Watch; statement: string | null } | { kind: 'refused'; problem: Problem };
+  | { kind: 'known'; watch: Watch; statement: string | null }
+  /** `isMistake`: what is written can't be meant; otherwise the source has no triggers that would tell. */
+  | { kind: 'refused'; problem: Problem; isMistake: boolean };
 
 /** A way from the keys of a watch to profiles. */
 export interface Route {
@@ -30,12 +32,20 @@ export interface WatchedTable {
   watches: readonly Watch[];
 }
 
+export interface Refusal {
+  definitions: readonly string[];
+  problem: Problem;
+  /** Of a change of `profiles`, or of the one definition. */
+  of: 'profiles' | 'definition';
+  isMistake: boolean;
+}
+
 export interface WatchPlan {
   tables: readonly WatchedTable[];
   /** By the name of the watch, as it stands in `capture`. */
   routes: ReadonlyMap<string, readonly Route[]>;
   /** Definitions that can't be followed, and why; the others are in `evaluates`. */
-  refused: readonly { definitions: readonly string[]; problem: Problem }[];
+  refused: readonly Refusal[];
   /** By key: a hash of all that decides how a definition is evaluated for some profiles. */
   evaluates: ReadonlyMap<string, string>;
 }
@@ -62,16 +72,21 @@ export function followedChanges(config: Described): readonly Change[] {
 export function planWatches(config: Described, resolved: ReadonlyMap<Change, ResolvedChange>): WatchPlan {
   const followed = followedDefinitions(config);
   const { profiles } = config;
-  const refusalsOf = (changes: readonly Change[]): readonly Problem[] =>
+  const refusalsOf = (
+    changes: readonly Change[],
+    of: Refusal['of'],
+    definitions: readonly string[],
+  ): readonly Refusal[] =>
     changes.flatMap((change) => {
       const found = resolved.get(change);
-      return found?.kind === 'refused' ? [found.problem] : [];
+      return found?.kind === 'refused' ? [{ definitions, problem: found.problem, of, isMistake: found.isMistake }] : [];
     });
-  const all = followed.map(({ key }) => key);
-  const ofProfiles = refusalsOf(profiles.changes).map((problem) => ({ definitions: all, problem }));
-  const ofDefinitions = followed.flatMap(({ key, changes }) =>
-    refusalsOf(changes).map((problem) => ({ definitions: [key], problem })),
+  const ofProfiles = refusalsOf(
+    profiles.changes,
+    'profiles',
+    followed.map(({ key }) => key),
   );
+  const ofDefinitions = followed.flatMap(({ key, changes }) => refusalsOf(changes, 'definition', [key]));
   const refused = [...ofProfiles, ...ofDefinitions];
   const refusedKeys = new Set(refused.flatMap(({ definitions }) => definitions));
   const live = followed.filter(({ key }) => !refusedKeys.has(key));
