@@ -38,12 +38,16 @@ afterEach(async () => {
   await harness.close();
 });
 
-async function open(separate: boolean, tables = TABLES): Promise<(limit?: number) => Promise<BatchResult>> {
+async function open(
+  separate: boolean,
+  tables = TABLES,
+  lookback = RECENT.lookback,
+): Promise<(limit?: number) => Promise<BatchResult>> {
   harness = await createHarness({
     tables,
     separate,
     profiles: { sql: 'SELECT id AS profile_id, user_id, email FROM holders', changes: { holders: 'id' } },
-    audiences: [RECENT],
+    audiences: [{ ...RECENT, lookback }],
   });
   await harness.sync();
   await harness.state(`update definition set tracking = 'live', polled_because = null`);
@@ -128,6 +132,20 @@ describe.each([{ separate: false }, { separate: true }])(
     });
   },
 );
+
+it('goes by the clock of the source, whose rows hold its times, where the state has another', async () => {
+  const ahead = `${TABLES}
+    create schema ahead;
+    create function ahead.now() returns timestamptz language sql stable return pg_catalog.now() + interval '1 hour';
+    create function ahead.clock_timestamp() returns timestamptz language sql return pg_catalog.clock_timestamp() + interval '1 hour';
+    do $$ begin execute format('alter database %I set search_path = ahead, pg_catalog, public', current_database()); end $$;`;
+  const evaluate = await open(true, ahead, '30 minutes');
+  await buy(7, '1 hour');
+  expect(await evaluate()).toMatchObject({ kind: 'written', changed: 1 });
+  expect(await members()).toEqual(['7']);
+  await run('sync');
+  expect(await members()).toEqual(['7']);
+});
 
 describe('an hourly run of a definition that says until when it holds', () => {
   it('evaluates those alone whose rows have changed or whose window was reached', async () => {

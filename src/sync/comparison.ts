@@ -68,7 +68,7 @@ export function runLimits({ config: { runs }, signal }: CompareContext): Limits 
   return { workMemMb: Math.max(4, Math.floor(runs.memoryMb / runs.parallel)), timeoutMs: runs.timeoutMs, signal };
 }
 
-/** What stands for `:now` and `:lookback`; `now` is a run's time in PostgreSQL's own writing. */
+/** What stands for `:now` and `:lookback`; `now` is a run's time as PostgreSQL reads it. */
 export function momentsAt(now: string, { lookback }: Pick<Definition, 'lookback'>): Moments {
   return {
     now: `(${quoteLiteral(now)}::timestamptz)`,
@@ -76,9 +76,14 @@ export function momentsAt(now: string, { lookback }: Pick<Definition, 'lookback'
   };
 }
 
-/** The database's clock, as `momentsAt` takes it. */
-async function readClock({ state }: Databases): Promise<string> {
-  const { rows } = await state.pool.query<{ now: string }>('select clock_timestamp()::text as now');
+/**
+ * The source's clock, as `momentsAt` takes it: another database's may be behind the times that the source's rows hold. It is
+ * read the same by a session with any DateStyle.
+ */
+export async function readClock({ source }: Databases): Promise<string> {
+  const { rows } = await source.query<{ now: string }>(
+    `select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00') as now`,
+  );
   return rows[0]?.now ?? '';
 }
 

@@ -138,7 +138,8 @@ export async function planOf(session: BatchSession, definition: Definition): Pro
   refuseTypeChange(definition, row, described.shape);
   const inputs: Inputs = {
     ...described,
-    moments: { ...described.moments, now: databases.same ? NOW : '($3::timestamptz)' },
+    // Two databases have two clocks, and the source's own transaction begins under the lock as well.
+    moments: { ...described.moments, now: databases.same ? NOW : '(now())' },
   };
   const comparison = comparisonOf(databases, row, inputs);
   if (performance.now() - session.plannedAt >= PLAN_LASTS_MS) {
@@ -212,7 +213,7 @@ export async function begin(session: BatchSession, plan: Plan, definitionId: num
   const isNothing = read.due.profiles.length === 0 || reasonToWait(read.locked, plan.textHash) !== null;
   return {
     ...read,
-    ...(isNothing ? NOTHING : await evaluateInSteps(session, way.steps, read.due.profiles, read.locked)),
+    ...(isNothing ? NOTHING : await evaluateInSteps(session, way.steps, read.due.profiles)),
   };
 }
 
@@ -232,7 +233,7 @@ export async function beginAgain(
     return found;
   }
   const called = [...due.profiles, ...strangers];
-  const [, evaluated] = await Promise.all([emptying, evaluateInSteps(session, way.steps, called, locked)]);
+  const [, evaluated] = await Promise.all([emptying, evaluateInSteps(session, way.steps, called)]);
   return { locked, due, ...evaluated };
 }
 
@@ -261,7 +262,6 @@ async function evaluateInSteps(
   { run, runSource }: BatchSession,
   steps: Steps,
   called: readonly string[],
-  { now }: Locked,
 ): Promise<Pick<Found, 'evaluated' | 'differing'>> {
   if (runSource === null) throw new Error('There is no session of the source.');
   const idsOf = async (on: Repeated, text: string, ids: readonly string[]): Promise<readonly string[]> =>
@@ -275,7 +275,7 @@ async function evaluateInSteps(
     const before = await run.query<{ recipient: string }>(steps.before, [affected]);
     const { rows } = await runSource.query<Record<string, readonly string[]> & { windows: Evaluated['windows'] }>(
       steps.computed,
-      [affected, before.rows.map(({ recipient }) => recipient), now],
+      [affected, before.rows.map(({ recipient }) => recipient)],
     );
     const computed = requireRow(rows);
     const { wanted = [], present = [], windows } = computed;

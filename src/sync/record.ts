@@ -6,8 +6,6 @@ import type { RunCounts } from './delta.js';
 /** The table `run`: what is written of a run from its start to its outcome, and of a held one until a person decides. */
 export interface RunRecord {
   id: number;
-  /** The moment that the run is computed for, in PostgreSQL's own writing. */
-  now: string;
 }
 
 export interface NewRun {
@@ -25,7 +23,7 @@ export async function recordRun(pool: Queryable, run: NewRun): Promise<RunRecord
   const { rows } = await pool.query<RunRecord>(
     `insert into run (definition_id, trigger, scheduled_for, approves, leader, text_hash)
      select id, $2, case when due_at <= now() then due_at end, $3, $4, $5 from definition where id = $1
-     on conflict (definition_id) where outcome is null do nothing returning id, started_at::text as now`,
+     on conflict (definition_id) where outcome is null do nothing returning id`,
     [definitionId, trigger, approves, leader, textHash],
   );
   return rows[0] ?? null;

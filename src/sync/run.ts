@@ -10,6 +10,7 @@ import {
   compare,
   countChanges,
   momentsAt,
+  readClock,
   prepareInputs,
   readDefinition,
   readMembers,
@@ -149,7 +150,8 @@ export async function runDefinition(
       if (result !== null) return result;
     }
     if (row.live) run.start = await beginFollowed(run);
-    const moments = momentsAt(record.now, definition);
+    // Not before changes are told apart: whoever was evaluated before this moment is compared as of this moment.
+    const moments = momentsAt(await readClock(databases), definition);
     const inputs = await run.clock.timed('describe', () => prepareInputs(context, definition, moments));
     refuseTypeChange(definition, row, inputs.shape);
     await refuseSharedFields(pool, definition, row, inputs.shape);

@@ -138,7 +138,7 @@ export interface Steps {
   neighbours: string | null;
   /** State: $1 affected → (recipient). */
   before: string;
-  /** Source: $1 affected, $2 before, $3 now → one row: what was computed, as arrays, and what was looked at. */
+  /** Source: $1 affected, $2 before → one row: what was computed, as arrays, and what was looked at. */
   computed: string;
   /** State: fills `delta` from those arrays, $1 … $7 the columns of what was computed, $8 wanted, $9 present → a `Differing`. */
   compared: string;
@@ -172,7 +172,7 @@ export function evaluateSteps(inputs: Inputs, comparison: Comparison, fields: re
       union all select unnest(others) from (${touchedQuery(comparison, '$1::text[]')}) as t) as ids where id is not null`,
     neighbours: neighbours === null ? null : `select distinct n.profile_id::text as id from (${neighbours}) as n`,
     before: beforeQuery(comparison, '$1::text[]'),
-    computed: `${computedStep(inputs, '$1::text[]', '$2::text[]')}, $3::timestamptz as now`,
+    computed: computedStep(inputs, '$1::text[]', '$2::text[]'),
     compared: `with ${filling.ctes} select ${filling.columns} from personas_differing`,
   };
 }
