@@ -292,6 +292,21 @@ describe('a writer', () => {
     ]);
   });
 
+  it('asks for everybody where its keys come to more than a writer should keep in memory', async () => {
+    source = await createCaptured(`${TABLES}; create table visits (visitor text)`);
+    await source.install(await source.plan([['visits', 'visitor']]));
+    const visit = (count: number, length: number): Promise<unknown> =>
+      source.sql("insert into visits select lpad(n::text, $2, repeat('x', 50)) from generate_series(1, $1) as n", [
+        count,
+        length,
+      ]);
+    await visit(15, 1_000_000);
+    await visit(17, 1_000_000);
+    await visit(2, 17_000_000);
+    await visit(50_000, 100);
+    expect((await source.take()).map(({ keys }) => keys?.length)).toEqual([15, undefined, undefined, 50_000]);
+  });
+
   it('is captured by a column that is generated, unless that is only computed when it is read', async () => {
     source = await createCaptured(
       `${TABLES}; create table visits (url text, visitor bigint generated always as (length(url)) stored)`,

@@ -42,8 +42,9 @@ export const CHANNEL = 'personas_capture';
  * a look at a row would, and shows what is true now to a transaction that began long ago, too.
  */
 export const ASLEEP_UNTIL = `${CAPTURE_SCHEMA}.asleep_until`;
-/** Statements that touch more keys than this ask for a full run. */
+/** Statements that touch more keys than this, or longer ones in all, ask for a full run. */
 export const MOST_KEYS = 50_000;
+const MOST_BYTES = 16_000_000;
 
 export const STATEMENT_KINDS = ['insert', 'update', 'delete', 'truncate'] as const;
 export type StatementKind = (typeof STATEMENT_KINDS)[number];
@@ -116,6 +117,8 @@ const functionSql = (name: string): string => `${CAPTURE_SCHEMA}.${quoteIdentifi
 interface Key {
   /** The key of a row `r`, as keys are told apart. */
   value: string;
+  /** Whether as many as are kept can't be too long. */
+  isShort: boolean;
   /** As it is kept. */
   text: string;
   /** Which rows have one. */
@@ -127,10 +130,11 @@ function keyOf(columns: readonly SourceColumn[]): Key {
   if (first === undefined || more.length > 0) {
     const values = columns.map(({ name }) => `r.${quoteIdentifier(name)}`).join(', ');
     const value = asText(`pg_catalog.jsonb_build_array(${values})`);
-    return { value, text: value, where: '' };
+    return { value, isShort: false, text: value, where: '' };
   }
   const text = asText(first.sql);
-  return { value: WHOLE_NUMBERS.has(first.type) ? first.sql : text, text, where: ` where ${first.sql} is not null` };
+  const isShort = WHOLE_NUMBERS.has(first.type);
+  return { value: isShort ? first.sql : text, isShort, text, where: ` where ${first.sql} is not null` };
 }
 
 const asText = (value: string): string => `${value}::pg_catalog.text collate pg_catalog."C"`;
@@ -148,10 +152,21 @@ const literalOf = (watch: Watch): string => quoteLiteral(watchName(watch)).trim(
 /** The distinct keys of however many rows: no more of them are in memory than are kept. */
 function selectKeys(kind: StatementKind, watch: Watch, indent: string): string {
   if (kind === 'truncate') return `${indent}select ${literalOf(watch)}, null::pg_catalog.text[]`;
-  const { value, where } = keyOf(watch.columns);
-  return `${indent}select ${literalOf(watch)}, case when pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) ${MOST_KEYS} then c.keys::pg_catalog.text[] end
-${indent}from (select pg_catalog.array_agg(d.key) as keys from (select distinct ${value} as key from ${rowsOf(kind, watch.columns)}${where} limit ${MOST_KEYS + 1}) as d) as c
+  const { value, isShort, where } = keyOf(watch.columns);
+  const distinct = `(select distinct ${value} as key from ${rowsOf(kind, watch.columns)}${where} limit ${MOST_KEYS + 1}) as d`;
+  const fitting = `pg_catalog.cardinality(c.keys) operator(pg_catalog.<=) ${MOST_KEYS}`;
+  if (isShort) {
+    return `${indent}select ${literalOf(watch)}, case when ${fitting} then c.keys::pg_catalog.text[] end
+${indent}from (select pg_catalog.array_agg(d.key) as keys from ${distinct}) as c
 ${indent}where c.keys is not null`;
+  }
+  const short = (bytes: string): string => `${bytes} operator(pg_catalog.<=) ${MOST_BYTES}`;
+  return `${indent}select ${literalOf(watch)}, case when ${short('c.bytes')} and ${fitting} then c.keys end
+${indent}from (
+${indent}  select pg_catalog.array_agg(m.key) filter (where ${short('m.bytes')}) as keys, pg_catalog.max(m.bytes) as bytes
+${indent}  from (select d.key, pg_catalog.sum(pg_catalog.octet_length(d.key)) over (rows unbounded preceding) as bytes from ${distinct}) as m
+${indent}) as c
+${indent}where c.bytes is not null`;
 }
 
 /** Most statements write one row, which costs them a fifth less where it isn't sorted and aggregated. */
