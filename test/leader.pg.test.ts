@@ -7,6 +7,7 @@ import { abandonRuns } from '../src/sync/scheduler.js';
 import { createDatabase } from './support/database.js';
 import { holdDefinition } from './support/lock.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+import { until } from './support/until.js';
 
 /** Who acts: one instance at a time, and what happens to what was under way when that changes. */
 const TABLES = `
@@ -110,6 +111,23 @@ describe('the lease', () => {
     const next = await tryLead(pool());
     expect(next?.quietForMs).toBeGreaterThan(7_000);
     await next?.release();
+  });
+
+  it('tells how long ago what was sent in bulk under an earlier one may have taken effect', async () => {
+    await begin();
+    const lease = await tryLead(pool());
+    expect(lease?.bulkAgoMs).toBeGreaterThan(60_000);
+    await until(() => Promise.resolve(lease?.allowsBulk() === true));
+    await lease?.release();
+    // A request may take effect long after it was begun.
+    const next = await tryLead(pool());
+    expect(next?.bulkAgoMs).toBeLessThanOrEqual(0);
+    await next?.release();
+    await harness.state(`update leader set bulk_until = clock_timestamp() - interval '50 seconds'`);
+    const last = await tryLead(pool());
+    expect(last?.bulkAgoMs).toBeGreaterThanOrEqual(20_000);
+    expect(last?.bulkAgoMs).toBeLessThan(50_000);
+    await last?.release();
   });
 
   it('that is renewed shortens no time for which requests of an earlier leader can be open', async () => {

@@ -34,9 +34,11 @@ export interface Lease {
   release: (quietMs?: number) => Promise<void>;
 }
 
-/** A lease, and what its last holder may have left: how long requests of it can still be open, and when it last sent in bulk. */
+/** A lease, and what its last holder may have left. */
 export interface Taken extends Lease {
+  /** How long requests of it can still be open. */
   quietForMs: number;
+  /** How long ago a request in bulk of it took effect at the latest; below 0: one still may. */
   bulkAgoMs: number;
 }
 
@@ -60,9 +62,9 @@ export async function tryLead(pool: Pool): Promise<Taken | null> {
      from (select quiet_until, bulk_until from leader for update) as before
      where l.expires_at < clock_timestamp()
      returning before.quiet_until::text as quiet_before,
-       least(1e9, greatest(0, extract(epoch from clock_timestamp() - greatest(before.bulk_until, '2000-01-01')) * 1000))::int as bulk_ago_ms,
+       least(1e9, extract(epoch from clock_timestamp() - greatest(before.bulk_until, '2000-01-01')) * 1000 - $6)::int as bulk_ago_ms,
        greatest(0, extract(epoch from greatest(before.quiet_until, clock_timestamp()) - clock_timestamp()) * 1000)::int as quiet_ms`,
-    [holder, hostname(), process.pid, LEASE_MS, SINGLE_REQUEST_MS],
+    [holder, hostname(), process.pid, LEASE_MS, SINGLE_REQUEST_MS, BULK_REQUEST_MS],
   );
   const row = taken.rows[0];
   if (row === undefined) return null;

@@ -46,7 +46,7 @@ export interface DeliveriesOptions {
   isHybrid: () => boolean;
   mayBegin: (timeoutMs: number) => boolean;
   prepareBulk: () => boolean;
-  /** How long ago, when this was made, an earlier leader may have sent something in bulk. */
+  /** How long ago, when this was made, something that an earlier leader sent in bulk may have taken effect. */
   bulkAgoMs: number;
   /** How long to wait before looking again at an empty queue, where that is `deafMs` unless a command is heard. */
   lookMs: (deafMs: number) => number;

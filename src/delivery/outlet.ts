@@ -66,7 +66,7 @@ export interface Memory {
   events: Recency;
 }
 
-/** `bulkAgoMs` is how long ago an earlier leader may have sent something in bulk. */
+/** `bulkAgoMs` is how long ago something that an earlier leader sent in bulk may have taken effect. */
 export function createMemory(bulkAgoMs: number): Memory {
   const now = performance.now();
   const create = (most: number): Recency => {
