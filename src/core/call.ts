@@ -61,6 +61,14 @@ export interface FieldFound {
   found: string | null;
 }
 
+/** A user as it was read back. */
+export interface UserFound {
+  /** The recipients that it is: by its userId and by its address. */
+  names: readonly string[];
+  /** The fields that aren't as expected. */
+  differing: readonly FieldFound[];
+}
+
 /** Whether somebody is to be on a static list. */
 export interface ListChange {
   recipient: string;

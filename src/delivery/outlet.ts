@@ -1,5 +1,5 @@
 import { performance } from 'node:perf_hooks';
-import type { ExpectedValue, FieldFound, ListChange, TrackCall, UserUpdate } from '../core/call.js';
+import type { ExpectedValue, ListChange, TrackCall, UserFound, UserUpdate } from '../core/call.js';
 import type { Verdict } from '../core/verdict.js';
 import type { Carrier, Port, Way } from '../destinations/carrier.js';
 import { createLane, type Lane, type LaneFigures } from './lane.js';
@@ -19,11 +19,8 @@ export interface Outlet {
   track: (call: TrackCall, urgency: Urgency) => Promise<Verdict | null>;
   /** Whether the recipient is known there. */
   find: (recipient: string) => Promise<{ kind: 'there' } | { kind: 'absent' } | Verdict | null>;
-  /** The fields of a recipient that aren't as expected; 'later' where they can't be read now, 'never' where the read is refused. */
-  compare: (
-    recipient: string,
-    expected: readonly ExpectedValue[],
-  ) => Promise<readonly FieldFound[] | 'later' | 'never'>;
+  /** What a recipient has there; 'later' where it can't be read now, 'never' where the read is refused. */
+  compare: (recipient: string, expected: readonly ExpectedValue[]) => Promise<UserFound | 'later' | 'never'>;
   list: (change: ListChange, urgency: Urgency) => Promise<Verdict | null>;
   /** The id of the list of that name, which is made where there is none. */
   listOf: (name: string) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
@@ -139,7 +136,7 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
     compare: async (recipient, expected) => {
       if (asks === null) return 'never';
       const read = await asks.lane.send(asks.item(recipient), false);
-      if (read?.kind === 'read') return asks.differences(read, expected);
+      if (read?.kind === 'read') return asks.compare(read, expected);
       return read === null || read.kind === 'again' || read.kind === 'slower' ? 'later' : 'never';
     },
     list: async (change, urgency) => {

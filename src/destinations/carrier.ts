@@ -1,4 +1,4 @@
-import type { ExpectedValue, FieldFound, ListChange, TrackCall, UserUpdate } from '../core/call.js';
+import type { ExpectedValue, ListChange, TrackCall, UserFound, UserUpdate } from '../core/call.js';
 import type { BatchVerdict, Verdict } from '../core/verdict.js';
 
 /**
@@ -82,7 +82,7 @@ export interface Port {
     carrier: Carrier<Verdict | Read>;
     isThere: (read: Read) => boolean;
     /** The fields that aren't as expected, with the JSON text of what there is; null: nothing. */
-    differences: (read: Read, expected: readonly ExpectedValue[]) => readonly FieldFound[];
+    compare: (read: Read, expected: readonly ExpectedValue[]) => UserFound;
   } | null;
   /** Null where there are no lists. */
   lists: {

@@ -1,4 +1,4 @@
-import type { ExpectedValue, FieldFound } from '../core/call.js';
+import type { ExpectedValue, UserFound } from '../core/call.js';
 import type { FieldType } from '../core/field.js';
 import { inTransaction } from '../db/connect.js';
 import type { State } from '../db/state.js';
@@ -8,8 +8,8 @@ import { COLUMNS_TOGETHER, DUE_NOW, hashOf, LIST } from '../outbox/queue.js';
 /**
  * Reads users back from their destination and compares them with the snapshot: a sample of each definition's members,
  * and some who have left it. What can't be judged is counted apart: who has calls waiting or refused, whose value has
- * changed within a minute, and a definition whose first sync is under way. What differs is read again after a minute,
- * since Iterable takes calls before it applies them.
+ * changed within a minute, who has left by one key and is in by another, and a definition whose first sync is under way.
+ * What differs is read again after a minute, since Iterable takes calls before it applies them.
  */
 export interface Verified {
   definition: string;
@@ -32,11 +32,11 @@ export interface Difference {
   found: string | null;
 }
 
-/** The fields of a user that aren't as expected, with what was found; or when they can be read. */
+/** What a user has; or when it can be read. */
 export type CompareUser = (
   recipient: string,
   expected: readonly ExpectedValue[],
-) => Promise<readonly FieldFound[] | 'later' | 'never'>;
+) => Promise<UserFound | 'later' | 'never'>;
 
 export interface VerifyOptions {
   keys: readonly string[];
@@ -79,6 +79,8 @@ interface ExpectedRow {
   list_id: number | null;
   existing_only: boolean;
   is_open: boolean;
+  /** Expected to have nothing, as somebody who isn't in the definition. */
+  is_absent: boolean;
 }
 
 async function readPairs(state: State, destinationId: number, keys: readonly string[]): Promise<readonly Pair[]> {
@@ -122,7 +124,8 @@ async function readExpected(
          or exists (select from dead_call as x where x.kind = 'm' and x.recipient = r.recipient
            and x.destination_id = dd.destination_id and x.definition_id = d.id and x.field = c.field)
          or exists (select from transition as t where t.recipient = r.recipient and t.definition_id = d.id
-           and t.at > now() - interval '60 seconds') as is_open
+           and t.at > now() - interval '60 seconds') as is_open,
+       s.recipient is null as is_absent
      from unnest($1::text[]) as r(recipient)
      cross join definition as d
      join definition_destination as dd on dd.definition_id = d.id and dd.destination_id = $3
@@ -140,6 +143,15 @@ async function readExpected(
     [recipients, pairs.map(({ definition_id }) => definition_id), pairs[0]?.destination_id ?? 0],
   );
   return rows;
+}
+
+/** Whether somebody who isn't in the definition by one name is by another: one user of the destination has both. */
+async function isMember(state: State, definitionId: number | undefined, names: readonly string[]): Promise<boolean> {
+  const { rowCount } = await state.pool.query('select from snapshot where definition_id = $1 and recipient = any($2)', [
+    definitionId,
+    names,
+  ]);
+  return rowCount !== null && rowCount > 0;
 }
 
 /** Marks fields of members to be sent again. */
@@ -197,7 +209,7 @@ async function compareAll(
   const judged: Found['judged'] = new Map(pairs.map(({ key }) => [key, new Map<string, Judgement>()]));
   const differences: Found['differences'] = [];
   let answeredAt = performance.now();
-  const read = async (recipient: string, expected: readonly ExpectedValue[]): Promise<readonly FieldFound[] | null> => {
+  const read = async (recipient: string, expected: readonly ExpectedValue[]): Promise<UserFound | null> => {
     for (;;) {
       const found = await destination.compare(recipient, expected);
       if (found !== 'later') {
@@ -214,13 +226,16 @@ async function compareAll(
       return { field, json, type, listId: list_id, existingOnly: existing_only };
     });
     const found = expected.length === 0 ? null : await read(recipient, expected);
-    const differing = new Map(found?.map((each) => [each.field, each.found]));
+    const differing = new Map(found?.differing.map((each) => [each.field, each.found]));
+    const otherNames = found?.names.filter((name) => name !== recipient) ?? [];
     for (const key of new Set(rows.map((row) => row.key))) {
       const own = closed.filter((row) => row.key === key);
       const wrong = own.filter(({ field }) => differing.has(field));
-      const isJudged = found !== null && own.length > 0;
+      const isKnownOtherwise =
+        wrong.some((row) => row.is_absent) && (await isMember(deps.state, wrong[0]?.definition_id, otherNames));
+      const isJudged = found !== null && own.length > 0 && !isKnownOtherwise;
       judged.get(key)?.set(recipient, !isJudged ? 'unjudged' : wrong.length > 0 ? 'differs' : 'same');
-      for (const { field, json, definition_id: definitionId } of wrong) {
+      for (const { field, json, definition_id: definitionId } of isJudged ? wrong : []) {
         const others = { definition: key, destination: destination.name, recipient, definitionId };
         differences.push({ ...others, field, expected: json, found: differing.get(field) ?? null });
       }

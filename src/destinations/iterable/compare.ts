@@ -1,4 +1,4 @@
-import type { ExpectedValue, FieldFound } from '../../core/call.js';
+import type { ExpectedValue, UserFound } from '../../core/call.js';
 import { readObject } from '../answer.js';
 import type { Read } from '../carrier.js';
 import { dateText } from './requests.js';
@@ -26,16 +26,26 @@ function isAsExpected(found: unknown, { json, type }: ExpectedValue): boolean {
   return isSame(sent, found);
 }
 
-export function findDifferences({ body }: Read, expected: readonly ExpectedValue[]): readonly FieldFound[] {
+export function compareUser({ body }: Read, expected: readonly ExpectedValue[]): UserFound {
   const user = readObject(body)?.['user'];
   const fields = typeof user === 'object' && user !== null && 'dataFields' in user ? user.dataFields : {};
   const held = new Map<string, unknown>(Object.entries(typeof fields === 'object' && fields !== null ? fields : {}));
   const lists = held.get('emailListIds');
   const isThere = typeof user === 'object' && user !== null;
-  return expected.flatMap((each) => {
+  const differing = expected.flatMap((each) => {
     if (each.listId !== null && each.existingOnly && !isThere) return [];
     const found = each.listId === null ? held.get(each.field) : Array.isArray(lists) && lists.includes(each.listId);
     if (isAsExpected(found, each)) return [];
     return [{ field: each.field, found: found === undefined ? null : JSON.stringify(found) }];
   });
+  return { names: namesOf(user), differing };
+}
+
+function namesOf(user: unknown): readonly string[] {
+  if (typeof user !== 'object' || user === null) return [];
+  const { userId, email } = user as { userId?: unknown; email?: unknown };
+  return [
+    ...(typeof userId === 'string' ? [`u:${userId}`] : []),
+    ...(typeof email === 'string' ? [`e:${email.toLowerCase()}`] : []),
+  ];
 }

@@ -7,7 +7,7 @@ import { readObject } from '../answer.js';
 import { plain, type Answer, type Carrier, type HttpRequest, type Item, type Port, type Read } from '../carrier.js';
 import { createHttpClient } from '../client.js';
 import { judgeBulk } from './bulk.js';
-import { findDifferences } from './compare.js';
+import { compareUser } from './compare.js';
 import { addresseeOf, eventText, namesOf, subscriberText, updateText, userPath } from './requests.js';
 import { isUserThere, judgeAnswer, judgeOne, judgeTrack, judgeUser } from './verdict.js';
 
@@ -173,7 +173,7 @@ export function createIterablePort({ baseUrl, apiKey, projectKey, quotas }: Iter
       item: (recipient) => plain(userPath(recipient)),
       carrier: reads,
       isThere: isUserThere,
-      differences: findDifferences,
+      compare: compareUser,
     },
     lists: {
       change: (change) => {
