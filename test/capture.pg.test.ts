@@ -270,18 +270,18 @@ describe('a writer', () => {
   it('with an odd table and odd columns is captured like any other', async () => {
     source = await createCaptured(
       `create schema "Odd ""schema"; create table customers (id bigint);
-       create table "Odd ""schema"."it's $personas$ \\ a table with a name of which one would hardly think" ("found" bigint, "c" text, "wake $x$" text, "O'Hara" bigint)`,
+       create table "Odd ""schema"."it's $personas$ \\ a table with a name of which one would hardly think" ("found" bigint, "one" text, "wake $x$" text, "O'Hara" bigint)`,
     );
     const [table] = await source.sql(`select relname as name from pg_class where relname like 'it''s%'`);
     const name = `"Odd ""schema"."${String(table?.name)}"`;
     const plan = await source.plan([
       [name, '"O\'Hara"'],
-      [name, 'SELECT "found" FROM changed WHERE c = \'x\' OR "wake $x$" IS NULL'],
+      [name, 'SELECT "found" FROM changed WHERE one = \'x\' OR "wake $x$" IS NULL'],
     ]);
     expect(plan.refused).toEqual([]);
     await source.install(plan);
     expect((await source.inspect(plan)).tables.map(({ because }) => because)).toEqual([null, null]);
-    await source.sql(`insert into ${name} values (1, 'x', null, 7); update ${name} set c = 'y'; truncate ${name}`);
+    await source.sql(`insert into ${name} values (1, 'x', null, 7); update ${name} set one = 'y'; truncate ${name}`);
     expect((await source.take()).map(({ keys }) => keys)).toEqual([
       ['7'],
       ['7'],
