@@ -263,7 +263,7 @@ describe('migrations', () => {
     for (const { code, stderr } of [start, sync]) {
       expect(code).toBe(2);
       expect(stderr).toContain(
-        '(0001_create_state, 0002_add_real_time, 0003_order_marks_of_one_person). Run `personas-sync migrate` first.',
+        '(0001_create_state, 0002_add_real_time, 0003_order_marks_of_one_person, 0004_remember_what_had_triggers). Run `personas-sync migrate` first.',
       );
     }
     expect(plan.code).toBe(0);
@@ -276,7 +276,12 @@ describe('migrations', () => {
     expect(migrateJson.parse(first.json)).toEqual({
       version: 1,
       schema: 'personas',
-      applied: ['0001_create_state', '0002_add_real_time', '0003_order_marks_of_one_person'],
+      applied: [
+        '0001_create_state',
+        '0002_add_real_time',
+        '0003_order_marks_of_one_person',
+        '0004_remember_what_had_triggers',
+      ],
     });
     expect((await fresh.run('migrate')).stdout).toContain('is up to date; nothing was done');
     expect((await fresh.run('sync')).code).toBe(0);

@@ -17,6 +17,8 @@ import type { WatchedTable, WatchPlan } from './watches.js';
 
 /** The watched table or what belongs to it: each can be written to directly, and has triggers of its own. */
 export interface Node {
+  /** Its number in the source: another one that comes by the same name has another. */
+  id: string;
   schema: string;
   name: string;
   /** Whether its four triggers are there and fire. */
@@ -30,6 +32,8 @@ export interface TableState {
   nodes: readonly Node[];
   /** The function that the triggers call; `outdated`: with another text, or other settings. */
   function: 'fine' | 'missing' | 'outdated';
+  /** Whether the role may make triggers that call it. */
+  mayCall: boolean;
   /** Whether its function notifies. */
   notifies: boolean;
   /** What is wrong, as what follows the table's name; null: each change is captured. */
@@ -86,6 +90,7 @@ interface FunctionRow {
   name: string;
   body: string;
   definer: boolean;
+  may_call: boolean;
   settings: readonly string[] | null;
 }
 
@@ -106,7 +111,8 @@ const NODES = `
   order by node.root, c.oid`;
 
 const FUNCTIONS = `
-  select p.proname as name, p.prosrc as body, p.prosecdef as definer, array_to_json(p.proconfig)::text as settings
+  select p.proname as name, p.prosrc as body, p.prosecdef as definer, has_function_privilege(p.oid, 'EXECUTE') as may_call,
+    array_to_json(p.proconfig)::text as settings
   from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname = '${CAPTURE_SCHEMA}' and p.prosrc ~ '-- personas-sync capture \\d' order by 1`;
 
 /** What there is of the schema, and what the role may do with it. */
@@ -173,14 +179,14 @@ function storedSettings(settings: readonly string[]): string {
 function judgeFunction(
   { watches }: WatchedTable,
   found: FunctionRow | undefined,
-): Pick<TableState, 'function' | 'notifies'> {
-  if (found === undefined) return { function: 'missing', notifies: false };
+): Pick<TableState, 'function' | 'mayCall' | 'notifies'> {
+  if (found === undefined) return { function: 'missing', mayCall: false, notifies: false };
   const silent = found.body === functionBody(watches, { notify: false });
   const notifies = found.body === functionBody(watches, { notify: true });
   const settings = (found.settings ?? []).map((setting) => setting.replaceAll(/['"]/g, '').toLowerCase()).sort();
   const isFine =
     (silent || notifies) && found.definer && JSON.stringify(settings) === storedSettings(functionSettings(watches));
-  return { function: isFine ? 'fine' : 'outdated', notifies };
+  return { function: isFine ? 'fine' : 'outdated', mayCall: found.may_call, notifies };
 }
 
 function explain(nodes: readonly Node[], state: TableState['function']): string | null {
@@ -206,7 +212,8 @@ function judgeTable(watched: WatchedTable, rows: readonly NodeRow[], functions: 
   const found = functions.find(({ name }) => name === functionName(watched.table));
   const judged = judgeFunction(watched, found);
   const parsed = rows.map((row) => ({ row, triggers: JSON.parse(row.triggers) as TriggerRow[] }));
-  const nodes = parsed.map(({ row: { schema, name, may_trigger }, triggers }) => ({
+  const nodes = parsed.map(({ row: { node, schema, name, may_trigger }, triggers }) => ({
+    id: node,
     schema,
     name,
     state: stateOf(watched, triggers),

@@ -43,7 +43,27 @@ const LOCK = '(1885696627, -1)';
 const IS_TAKEN = new Set(['55P03', '40P01']);
 const LACKS_PRIVILEGE = '42501';
 
-/** Statements in one transaction, again until it gets its locks. */
+/**
+ * Statements in one transaction; false, with nothing done, where somebody else holds a lock that they need for longer than
+ * half a second.
+ */
+export async function attempt(source: Pool, statements: readonly string[]): Promise<boolean> {
+  try {
+    await withClient(source, async (client) => {
+      await client.query('begin');
+      await client.query(withShortLocks());
+      await client.query(`select pg_advisory_xact_lock${LOCK}`);
+      for (const statement of statements) await client.query(statement);
+      await client.query('commit');
+    });
+    return true;
+  } catch (error) {
+    if (IS_TAKEN.has(databaseFailure(error)?.sqlstate ?? '')) return false;
+    throw error;
+  }
+}
+
+/** The same, again until it gets its locks. */
 async function perform(
   source: Pool,
   subject: string,
@@ -52,18 +72,7 @@ async function perform(
 ): Promise<void> {
   const ends = performance.now() + patienceMs;
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
-    try {
-      await withClient(source, async (client) => {
-        await client.query('begin');
-        await client.query(`select pg_advisory_xact_lock${LOCK}`);
-        await client.query(withShortLocks());
-        for (const statement of statements) await client.query(statement);
-        await client.query('commit');
-      });
-      return;
-    } catch (error) {
-      if (!IS_TAKEN.has(databaseFailure(error)?.sqlstate ?? '')) throw error;
-    }
+    if (await attempt(source, statements)) return;
     if (performance.now() + pauseMs > ends) {
       throw new UnavailableError(`${subject} is locked by others; run it again.`);
     }

@@ -43,7 +43,7 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
   const { databases } = context;
   const { pool } = databases.state;
   const installation = await readInstallation(options);
-  const tracking = createTracking({ context, leader, installation, log });
+  const tracking = createTracking({ context, leader, installation, completes: follows, log });
   const stopping = new AbortController();
 
   let compared: CompareContext = { ...context, config: config() };

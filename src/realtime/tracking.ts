@@ -10,6 +10,7 @@ import type { CompareContext } from '../sync/comparison.js';
 import type { Way } from './capture.js';
 import { inspect, type Inspection } from './catalogue.js';
 import { asksForIt, createJudge, readProfileType, reasonInCatalogue, reasonInConfig, tablesOf } from './judgement.js';
+import { createPartitions } from './partitions.js';
 import { createReadings } from './readings.js';
 import { readWatchPlan } from './tables.js';
 import { tableName } from './trigger-sql.js';
@@ -24,7 +25,8 @@ import type { WatchPlan } from './watches.js';
  * What is against it is looked for in the configuration, in the source's catalogue (every few seconds) and in the SQL
  * itself (once for each text, since that runs it). Whatever may have let a change go by, a trigger that was missing or
  * another table in its place, is seen as another signature of the table, and has the definitions that depend on it
- * compared in full. So has a database that is not what it was: what the one of two has forgotten, the other knows.
+ * compared in full. So has a database that is not what it was: what the one of two has forgotten, the other knows. A
+ * partition that has come is given its triggers first, where that may be.
  */
 export interface Tracking {
   /** Looks at everything once and writes what follows. */
@@ -39,6 +41,8 @@ export interface TrackingOptions {
   context: Omit<CompareContext, 'config'>;
   leader: string;
   installation: string;
+  /** Whether partitions that have come are given their triggers. */
+  completes: boolean;
   log: Logger;
 }
 
@@ -63,13 +67,14 @@ interface Row {
   distrusted: boolean;
 }
 
-export function createTracking({ context, leader, installation, log }: TrackingOptions): Tracking {
+export function createTracking({ context, leader, installation, completes, log }: TrackingOptions): Tracking {
   const { databases } = context;
   const { pool } = databases.state;
   let ways: ReadonlyMap<string, readonly Way[]> = new Map();
   let captured: { notifies: boolean } | null = null;
   const judged = new Map<string, Judged>();
   const readings = createReadings(databases.source);
+  const partitions = createPartitions(databases.source, log);
 
   /** Why the SQL can't be evaluated profile by profile; null: it can. */
   const judge = async (
@@ -108,11 +113,14 @@ export function createTracking({ context, leader, installation, log }: TrackingO
       const profileType = asking.length === 0 ? null : await readProfileType(databases.source, config);
       const plan = profileType === null ? NOTHING : await readWatchPlan(databases.source, config, profileType);
       const evaluated = await readings(config, asking, plan.evaluates);
-      const found = await inspect(databases.source, plan, installation);
+      const before = await readWatched(pool);
+      let found = await inspect(databases.source, plan, installation);
+      if (completes && (await partitions.complete(found, (table) => before.get(tableName(table))?.covered ?? [])))
+        found = await inspect(databases.source, plan, installation);
       const rows = await readRows(pool);
-      const signatures = signaturesOf(found, plan.tables.length === 0 ? '' : await readHistories(databases));
-      const changed = await changedTables(pool, signatures);
-      const isMissed = (key: string): boolean => tablesOf(plan, key).some((name) => changed.has(name));
+      const seen = watchedOf(found, plan.tables.length === 0 ? '' : await readHistories(databases), before);
+      const isChanged = (name: string): boolean => before.get(name)?.signature !== seen.get(name)?.signature;
+      const isMissed = (key: string): boolean => tablesOf(plan, key).some(isChanged);
       const against = new Map<string, string>();
       for (const definition of asking) {
         const because = reasonInConfig(config, definition, plan) ?? reasonInCatalogue(definition, plan, found);
@@ -142,7 +150,7 @@ export function createTracking({ context, leader, installation, log }: TrackingO
           : null;
       await inTransaction(pool, async (client) => {
         await fenceLease(client, leader);
-        await writeSignatures(client, found, signatures, changed);
+        await writeWatched(client, before, seen);
         for (const definition of config.definitions) {
           const row = rows.get(definition.key);
           if (row === undefined) continue;
@@ -198,38 +206,53 @@ async function readHistories({ same, source, state }: TrackingOptions['context']
   return `${await readHistory(source, null)} ${await readHistory(state.pool, 'watched')}`;
 }
 
-/** By the name of the table: another one, and something may have been missed. */
-function signaturesOf({ tables }: Inspection, histories: string): ReadonlyMap<string, string> {
-  return new Map(
-    tables.map(({ watched: { table }, signature }) => [tableName(table), `${signature} ${histories}`.trimEnd()]),
+/** A table of the source as it was last seen. */
+interface Watched {
+  /** Another one, and something may have been missed. */
+  signature: string;
+  problem: string | null;
+  /** What of it has been seen with its triggers, by `Node.id`. */
+  covered: readonly string[];
+}
+
+/** By the name of the table. */
+async function readWatched(pool: Pick<Client, 'query'>): Promise<ReadonlyMap<string, Watched>> {
+  const { rows } = await pool.query<Watched & { name: string }>(
+    'select name, signature, problem, covered from watched',
   );
+  return new Map(rows.map((row) => [row.name, row]));
 }
 
-/** The names of tables that aren't what they were when they were last looked at. */
-async function changedTables(
-  pool: Pick<Client, 'query'>,
-  signatures: ReadonlyMap<string, string>,
-): Promise<ReadonlySet<string>> {
-  const { rows } = await pool.query<{ name: string; signature: string }>('select name, signature from watched');
-  const before = new Map(rows.map(({ name, signature }) => [name, signature]));
-  return new Set([...signatures].filter(([name, signature]) => before.get(name) !== signature).map(([name]) => name));
-}
-
-async function writeSignatures(
-  client: Client,
+function watchedOf(
   { tables }: Inspection,
-  signatures: ReadonlyMap<string, string>,
-  changed: ReadonlySet<string>,
-): Promise<void> {
-  await client.query('delete from watched where not name = any($1)', [[...signatures.keys()]]);
-  const written = tables.filter(({ watched: { table } }) => changed.has(tableName(table)));
-  if (written.length === 0) return;
-  const names = written.map(({ watched: { table } }) => tableName(table));
-  await client.query(
-    `insert into watched (name, signature, problem) select * from unnest($1::text[], $2::text[], $3::text[])
-     on conflict (name) do update set signature = excluded.signature, problem = excluded.problem, seen_at = now()`,
-    [names, names.map((name) => signatures.get(name)), written.map(({ because }) => because)],
+  histories: string,
+  before: ReadonlyMap<string, Watched>,
+): ReadonlyMap<string, Watched> {
+  return new Map(
+    tables.map(({ watched: { table }, signature, because, nodes }) => {
+      const had = new Set(before.get(tableName(table))?.covered);
+      const covered = nodes.filter(({ id, state }) => state === 'fine' || had.has(id)).map(({ id }) => id);
+      return [tableName(table), { signature: `${signature} ${histories}`.trimEnd(), problem: because, covered }];
+    }),
   );
+}
+
+async function writeWatched(
+  client: Client,
+  before: ReadonlyMap<string, Watched>,
+  seen: ReadonlyMap<string, Watched>,
+): Promise<void> {
+  await client.query('delete from watched where not name = any($1)', [[...seen.keys()]]);
+  for (const [name, { signature, problem, covered }] of seen) {
+    const old = before.get(name);
+    if (old?.signature === signature && old.covered.join() === covered.join()) continue;
+    await client.query(
+      `insert into watched (name, signature, problem, covered) values ($1, $2, $3, $4)
+       on conflict (name) do update
+         set signature = excluded.signature, problem = excluded.problem, covered = excluded.covered, seen_at = now()`,
+      [name, signature, problem, covered],
+    );
+  }
 }
 
 /** What waits for a definition that isn't followed any more is nothing that anybody waits for. */

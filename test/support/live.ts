@@ -1,4 +1,6 @@
+import { Writable } from 'node:stream';
 import { runDaemon } from '../../src/daemon.js';
+import { createLogger } from '../../src/lib/logger.js';
 import { install } from '../../src/realtime/install.js';
 import { readWatchPlan } from '../../src/realtime/tables.js';
 import { createHarness, type Harness, type HarnessOptions } from './harness.js';
@@ -12,6 +14,8 @@ export interface Live {
   stop: () => Promise<void>;
   /** Resolves when every definition follows changes and nothing is left to compare in full. */
   isLive: () => Promise<unknown>;
+  /** What the daemon has logged. */
+  said: () => readonly string[];
   close: () => Promise<void>;
 }
 
@@ -38,6 +42,14 @@ export async function openLive(options: Partial<HarnessOptions> = {}): Promise<L
     audiences: [SPENDERS],
     ...options,
   });
+  const lines: string[] = [];
+  const stream = new Writable({
+    write: (chunk: Buffer, _, done) => {
+      lines.push(chunk.toString());
+      done();
+    },
+  });
+  const log = createLogger({ level: 'info', format: 'json', secrets: [], stream });
   let running: { stopping: AbortController; ended: Promise<void> } | null = null;
   const stop = async (): Promise<void> => {
     running?.stopping.abort();
@@ -49,7 +61,7 @@ export async function openLive(options: Partial<HarnessOptions> = {}): Promise<L
     harness,
     start: () => {
       const stopping = new AbortController();
-      running = { stopping, ended: runDaemon(harness.opened, stopping.signal, () => undefined) };
+      running = { stopping, ended: runDaemon({ ...harness.opened, log }, stopping.signal, () => undefined) };
     },
     stop,
     isLive: () =>
@@ -59,6 +71,7 @@ export async function openLive(options: Partial<HarnessOptions> = {}): Promise<L
         );
         return rows.length > 0 && rows.every(({ live }) => live === true);
       }),
+    said: () => lines,
     close: async () => {
       await stop();
       await harness.close();
