@@ -238,7 +238,6 @@ The role may make no triggers on public.orders: GRANT TRIGGER ON public.orders T
     const { rows } = await pool.query<{ watch: string }>('delete from personas_capture.capture returning watch');
     expect(rows).toEqual([{ watch: ORDERS }]);
     await pool.query(`select setval('personas_capture.asleep_until', 1) from personas_capture.listener`);
-    await expect(uninstall(pool, options)).rejects.toThrow('DROP SCHEMA personas_capture CASCADE');
     await source.sql(`revoke usage on schema personas_capture from ${role}`);
     await expect(install(pool, plan, options)).rejects.toThrow(`GRANT USAGE ON SCHEMA personas_capture TO "${role}"`);
     await pool.end();
@@ -310,6 +309,54 @@ The role may make no triggers on public.orders: GRANT TRIGGER ON public.orders T
 });
 
 describe('uninstalling', () => {
+  it('leaves what belongs to another role, and says what that one may run: a table at a time, and nothing that waits', async () => {
+    source = await createCaptured(TABLES);
+    await source.install(await source.plan([['orders', 'customer_id']]));
+    const [row] = await source.sql('select current_database() as name, current_user as role');
+    const role = `role_${String(row?.name)}`;
+    await source.sql(`create role ${role} login password 'r'`);
+    const url = new URL(source.url);
+    [url.username, url.password] = [role, 'r'];
+    const pool = openPool({ url: new Secret(url.toString()), purpose: 'test', max: 1 });
+    const said = await uninstall(pool, { signal: NEVER, onDone: () => undefined }).catch(String);
+    await pool.end();
+    await source.sql(`drop role ${role}`);
+    const [sentence, script] = /^OperatorError: (.+?)\n([^]*)$/.exec(String(said))?.slice(1) ?? [];
+    expect(sentence).toBe(
+      `What is installed belongs to ${String(row?.role)}: run this as a role that may drop it. A table that others hold makes it give up after half a second; then run it again.`,
+    );
+    expect(script?.split('commit;\n')).toEqual([
+      expect.stringMatching(
+        /^begin;\nset local lock_timeout = '500ms';\ndrop function .*"customers_\w+"\(\) cascade;\n$/,
+      ),
+      expect.stringMatching(/^begin;\nset local lock_timeout = '500ms';\ndrop function .*"orders_\w+"\(\) cascade;\n$/),
+      expect.stringMatching(
+        /^begin;\nset local lock_timeout = '500ms';\n[^]*drop schema if exists personas_capture;\ncommit;$/,
+      ),
+    ]);
+
+    // Somebody holds a table: as psql does, each statement is run whatever became of the one before.
+    const run = async (): Promise<void> => {
+      const client = new pg.Client({ connectionString: source.url });
+      await client.connect();
+      for (const statement of script?.split(';\n') ?? []) await client.query(statement).catch(() => undefined);
+      await client.end();
+    };
+    const left = (): Promise<unknown[]> =>
+      source.sql(`select from pg_proc where pronamespace = to_regnamespace('personas_capture')`);
+    const holder = new pg.Client({ connectionString: source.url });
+    await holder.connect();
+    await holder.query('begin; insert into orders values (1, 1, 1)');
+    await run();
+    expect(await left()).toHaveLength(1);
+    await holder.query('commit');
+    await holder.end();
+    await source.sql('insert into orders values (2, 1, 1)');
+    expect(await taken()).toEqual([`${ORDERS} 1`, `${ORDERS} 1`]);
+    await run();
+    expect(await source.sql(`select from pg_namespace where nspname = 'personas_capture'`)).toEqual([]);
+  });
+
   it('leaves the source as it was before', async () => {
     source = await createCaptured(PARTITIONS);
     const everything = (): Promise<Record<string, unknown>[]> =>

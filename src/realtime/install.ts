@@ -8,8 +8,10 @@ import {
   createFunction,
   createSchema,
   createTriggers,
+  dropEmptySchema,
   dropFunction,
   dropSchema,
+  nameOf,
   tableName,
   transaction,
   withShortLocks,
@@ -155,35 +157,43 @@ async function completeTable(source: Pool, state: TableState, notify: boolean, o
   }
 }
 
+const INSTALLED = `
+  select array_agg(distinct pg_get_userbyid(owner)::text) as owners, bool_and(pg_has_role(owner, 'USAGE')) as own,
+    coalesce(array_agg(name order by name) filter (where name is not null), '{}') as names
+  from (
+    select n.nspowner as owner, null::text as name from pg_namespace as n where n.nspname = '${CAPTURE_SCHEMA}'
+    union all select p.proowner, p.proname::text from pg_namespace as n join pg_proc as p on p.pronamespace = n.oid
+      where n.nspname = '${CAPTURE_SCHEMA}'
+  ) as there having count(*) > 0`;
+
 /**
  * Takes everything out of the source, whoever it is captured for; returns whether there was anything. A function that is
- * dropped takes its triggers with it, for which the tables needn't be one's own.
+ * dropped takes its triggers with it, for which the tables needn't be one's own. Throws an OperatorError, before anything
+ * is dropped, where some of it belongs to another role.
  */
 export async function uninstall(
   source: Pool,
   options: Pick<InstallOptions, 'onDone' | 'signal' | 'patienceMs'>,
 ): Promise<boolean> {
-  const { rows } = await source.query<{ name: string | null }>(
-    `select p.proname as name from pg_namespace as n left join pg_proc as p on p.pronamespace = n.oid
-     where n.nspname = '${CAPTURE_SCHEMA}' order by 1`,
-  );
-  if (rows.length === 0) return false;
-  try {
-    for (const { name } of rows) {
-      if (name === null) continue;
-      await perform(source, `A table with triggers of ${CAPTURE_SCHEMA}.${name}`, [dropFunction(name)], options);
-      options.onDone(`dropped ${CAPTURE_SCHEMA}.${name} and its triggers`);
-    }
-    await perform(source, `The schema \`${CAPTURE_SCHEMA}\``, [dropSchema()], options);
-  } catch (error) {
-    if (databaseFailure(error)?.sqlstate !== LACKS_PRIVILEGE) throw error;
-    throw new OperatorError(
-      `What is installed belongs to another role. As that one: DROP SCHEMA ${CAPTURE_SCHEMA} CASCADE.`,
-      { cause: error },
-    );
+  const { rows } = await source.query<{ owners: readonly string[]; own: boolean; names: readonly string[] }>(INSTALLED);
+  const [there] = rows;
+  if (there === undefined) return false;
+  if (!there.own) throw new OperatorError(explainOwners(there));
+  for (const name of there.names) {
+    await perform(source, `A table with triggers of ${CAPTURE_SCHEMA}.${name}`, [dropFunction(name)], options);
+    options.onDone(`dropped ${CAPTURE_SCHEMA}.${name} and its triggers`);
   }
+  await perform(source, `The schema \`${CAPTURE_SCHEMA}\``, [dropSchema()], options);
   options.onDone(`dropped the schema ${CAPTURE_SCHEMA}`);
   return true;
+}
+
+/** A table at a time, as `uninstall` does it: dropping the schema with what is in it would lock all tables together. */
+function explainOwners({ owners, names }: { owners: readonly string[]; names: readonly string[] }): string {
+  const drops = [...names.map((name) => [dropFunction(name)]), dropEmptySchema()];
+  const script = drops.map((statements) => transaction([withShortLocks(), ...statements])).join('');
+  return `What is installed belongs to ${owners.map(nameOf).join(', ')}: run this as a role that may drop it. A table that others hold makes it give up after half a second; then run it again.
+${script.trimEnd()}`;
 }
 
 const HEADER = `-- What captures changes for personas-sync, in the schema ${CAPTURE_SCHEMA}. It may be run again at any time.

@@ -262,6 +262,15 @@ export function dropSchema(): string {
   return `drop schema if exists ${CAPTURE_SCHEMA} cascade`;
 }
 
+/** Drops the schema, where no function is left in it. */
+export function dropEmptySchema(): readonly string[] {
+  return [
+    `drop table if exists ${CAPTURE_SCHEMA}.capture, ${CAPTURE_SCHEMA}.listener`,
+    `drop sequence if exists ${ASLEEP_UNTIL}`,
+    `drop schema if exists ${CAPTURE_SCHEMA}`,
+  ];
+}
+
 /**
  * What makes the schema. `installation` is the id of the state that consumes what is captured, `role` the one that its
  * daemon connects as; both may be there already.
