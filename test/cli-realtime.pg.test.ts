@@ -125,8 +125,47 @@ describe('realtime', () => {
 it('`realtime` asks for a state before it prints, and needs none to uninstall', async () => {
   const site = await createSite(TABLES, { audiences: [{ name: 'All', sql: 'SELECT id AS profile_id FROM people' }] });
   const printed = await site.run('realtime', 'sql');
-  expect([printed.code, printed.stderr]).toEqual([2, expect.stringContaining('Nothing has been synced yet')]);
+  expect([printed.code, printed.stderr]).toEqual([
+    2,
+    'Nothing has been synced yet: the database has no schema "personas". `personas-sync sync`, `start` or `migrate` makes it; `plan` shows what a sync would send.\n',
+  ]);
   const uninstalled = await site.run('realtime', 'uninstall', '--json');
   expect([uninstalled.code, uninstalled.json]).toEqual([0, { version: 1, done: [] }]);
+  await site.close();
+});
+
+it('`realtime install` names at once all that a role lacks, before anything is made, and makes the state with the triggers', async () => {
+  const changes = { people: 'id' };
+  const site = await createSite(TABLES, {
+    profiles: { sql: 'SELECT id AS profile_id, user_id, email FROM people', key: 'hybrid', changes },
+    audiences: [{ name: 'All', sql: 'SELECT id AS profile_id FROM people', changes }],
+  });
+  const [row] = await site.sql('select current_database() as name');
+  const database = String(row?.['name']);
+  const role = `role_${database}`;
+  await site.sql(
+    `revoke all on database ${database} from public; create role ${role} login password 'r'; grant connect, temporary on database ${database} to ${role}`,
+  );
+  const owner = site.database.url;
+  const url = new URL(owner);
+  [url.username, url.password] = [role, 'r'];
+  site.database.url = url.toString();
+  const refused = await site.run('realtime', 'install');
+  expect([refused.code, refused.stderr.trimEnd().split('\n')]).toEqual([
+    2,
+    [
+      `The role may not make the state's tables in the schema "personas": GRANT CREATE ON DATABASE "${database}" TO "${role}", or another database under \`state.url\`.`,
+      `The role may not make the schema \`personas_capture\`: GRANT CREATE ON DATABASE "${database}" TO "${role}", or run what \`personas-sync realtime sql\` prints as a role that may.`,
+      `The role may make no triggers on public.people: GRANT TRIGGER ON public.people TO "${role}".`,
+    ],
+  ]);
+  await site.sql(`grant create on database ${database} to ${role}`);
+  expect((await site.run('realtime', 'install')).code).toBe(2);
+  expect(await site.sql(`select nspname from pg_namespace where nspname like 'personas%'`)).toEqual([]);
+  await site.sql(`grant trigger on people to ${role}`);
+  const installed = await site.run('realtime', 'install');
+  expect([installed.code, installed.stderr]).toEqual([0, '']);
+  site.database.url = owner;
+  await site.sql(`drop owned by ${role} cascade; drop role ${role}`);
   await site.close();
 });

@@ -238,6 +238,15 @@ The role may make no triggers on public.orders: GRANT TRIGGER ON public.orders T
     const { rows } = await pool.query<{ watch: string }>('delete from personas_capture.capture returning watch');
     expect(rows).toEqual([{ watch: ORDERS }]);
     await pool.query(`select setval('personas_capture.asleep_until', 1) from personas_capture.listener`);
+
+    // What is there is another's, who alone can bring it up to date.
+    await source.sql('alter table orders add column more bigint');
+    const next = describeConfig([definitionOf('d', [['orders', 'more']])], [['customers', 'email']]);
+    const anothers = (table: string): string =>
+      `${table}: only the role that \`personas_capture\` belongs to may make its function and triggers; run what \`personas-sync realtime sql\` prints as that one.`;
+    await expect(install(pool, await readWatchPlan(pool, next, 'text'), options)).rejects.toThrow(
+      `${anothers('public.customers')}\n${anothers('public.orders')}`,
+    );
     await source.sql(`revoke usage on schema personas_capture from ${role}`);
     await expect(install(pool, plan, options)).rejects.toThrow(`GRANT USAGE ON SCHEMA personas_capture TO "${role}"`);
     await pool.end();

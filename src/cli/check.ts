@@ -2,7 +2,7 @@ import pc from 'picocolors';
 import type { Destination } from '../config/types.js';
 import type { Definition } from '../core/definition.js';
 import type { FieldType } from '../core/field.js';
-import { quoteIdentifier, withClient, type Client } from '../db/connect.js';
+import { withClient, type Client } from '../db/connect.js';
 import type { Answer } from '../destinations/carrier.js';
 import { FIELDS_REQUEST } from '../destinations/iterable/port.js';
 import { judgeAnswer } from '../destinations/iterable/verdict.js';
@@ -17,6 +17,7 @@ import type { CommandContext } from './command.js';
 import { readKnown, refuseKindChange, type Known } from './known.js';
 import type { Opened } from './open.js';
 import { countOf, plain, SIGN, type Output } from './output.js';
+import { findLackingForState } from './state-rights.js';
 
 /**
  * `check`: what is wrong, found without sending anything: the SQL is described and planned, the fields are compared with
@@ -58,37 +59,10 @@ async function problemsOf(work: () => unknown): Promise<readonly Problem[]> {
   }
 }
 
-/** Whether the role may do with the state's schema what a sync does. */
 async function checkState({ databases, hasState }: Opened): Promise<Finding> {
-  const { pool, schema } = databases.state;
-  const { rows } = await pool.query<{
-    role: string;
-    database: string;
-    temporary: boolean;
-    makes: boolean;
-    owns: boolean;
-  }>(
-    `select current_user as role, current_database() as database,
-       has_database_privilege(current_database(), 'TEMPORARY') as temporary,
-       coalesce(has_schema_privilege(to_regnamespace($1)::oid, 'CREATE'), has_database_privilege(current_database(), 'CREATE')) as makes,
-       coalesce((select pg_has_role(relowner, 'USAGE') from pg_class where oid = to_regclass('snapshot')), true) as owns`,
-    [quoteIdentifier(schema)],
-  );
-  const { role = '', database = '', temporary = false, makes = false, owns = false } = rows[0] ?? {};
-  const grant = (right: string, on: string): string =>
-    `GRANT ${right} ON ${on} TO ${quoteIdentifier(role)}, or another database under \`state.url\`.`;
-  const onDatabase = `DATABASE ${quoteIdentifier(database)}`;
-  const messages = [
-    ...(temporary
-      ? []
-      : [`The role may not make temporary tables, in which runs are compared: ${grant('TEMPORARY', onDatabase)}`]),
-    ...(makes
-      ? []
-      : [`The role may not make the state's tables in the schema "${schema}": ${grant('CREATE', onDatabase)}`]),
-    ...(owns ? [] : [`The tables in the schema "${schema}" belong to another role; use the role that made them.`]),
-  ];
+  const { schema } = databases.state;
   return {
-    problems: messages.map((message) => ({ message })),
+    problems: await findLackingForState(databases),
     note: hasState ? `schema "${schema}"` : `schema "${schema}", made by the first sync`,
   };
 }

@@ -288,8 +288,8 @@ addFilter(
   perform(ACTS, async (context) => (await import('./failed.js')).discard(context, deadFilter(options), options.yes)),
 );
 const realtime = program.command('realtime').description('the triggers in the source by which changes are followed');
-/** They write to the source alone. */
-const CAPTURES: Needs = { migrations: 'apply', readOnly: true, logLevel: 'warn' };
+/** Says what the source lacks together with what the state lacks. */
+const CAPTURES: Needs = { migrations: 'ignore', readOnly: true, logLevel: 'warn' };
 realtime
   .command('sql')
   .description('prints what `install` runs, for somebody who may')

@@ -36,7 +36,7 @@ export interface OpenOptions {
   /**
    * What happens where the state's tables aren't those of this version. `apply`: they are made so, unless the
    * configuration says `manual`; `refuse`: the command ends; `optional`: only where there are none, the command goes on;
-   * `ignore`: for `migrate` itself.
+   * `ignore`: the command sees to it.
    */
   migrations: 'apply' | 'refuse' | 'optional' | 'ignore';
   /** Only reads from a simulator that another process may be writing to. */
@@ -118,7 +118,7 @@ function explainReach(error: unknown, which: string): unknown {
 }
 
 /** Sees to the state's tables; returns whether they are there. */
-async function prepareState(
+export async function prepareState(
   opened: Pick<Resources, 'config' | 'databases' | 'log'>,
   how: OpenOptions['migrations'],
 ): Promise<boolean> {
@@ -130,7 +130,7 @@ async function prepareState(
   if (how === 'ignore' || (how === 'optional' && applied.length === 0)) return false;
   if (how === 'refuse' && applied.length === 0 && !isManual) {
     throw new OperatorError(
-      `Nothing has been synced yet: the database has no schema "${schema}". \`personas-sync sync\` or \`start\` makes it; \`plan\` shows what they would send.`,
+      `Nothing has been synced yet: the database has no schema "${schema}". \`personas-sync sync\`, \`start\` or \`migrate\` makes it; \`plan\` shows what a sync would send.`,
     );
   }
   if (isManual || how !== 'apply') {

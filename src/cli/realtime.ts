@@ -1,14 +1,15 @@
 import { describeProblem, OperatorError } from '../lib/errors.js';
 import { inspect, type Inspection } from '../realtime/catalogue.js';
 import { readProfileType } from '../realtime/judgement.js';
-import { FOREIGN, install, installScript, uninstall } from '../realtime/install.js';
+import { findLacking, FOREIGN, install, installScript, uninstall } from '../realtime/install.js';
 import { readWatchPlan } from '../realtime/tables.js';
 import { tableName, watchName } from '../realtime/trigger-sql.js';
 import { followedDefinitions, type WatchPlan } from '../realtime/watches.js';
 import { agrees, type CommandContext } from './command.js';
 import { readInstallation } from './known.js';
-import type { Opened } from './open.js';
+import { prepareState, type Opened } from './open.js';
 import { countOf, plain, SIGN, type Output } from './output.js';
+import { findLackingForState } from './state-rights.js';
 
 /** `realtime sql`, `install` and `uninstall`: the triggers in the source by which changes are followed. */
 const EXIT_OPERATOR = 2;
@@ -63,13 +64,26 @@ export async function printSql({ opened, output }: CommandContext, { notify }: I
   return refused ? EXIT_OPERATOR : 0;
 }
 
+/** Makes the state's tables. Throws, before anything is made, where the role lacks something for these or for the triggers. */
+async function makeState(opened: Opened, plan: WatchPlan, choice: InstallChoice): Promise<void> {
+  const { config, databases } = opened;
+  const problems = [
+    // Elsewhere a person makes them, by another role perhaps.
+    ...(config.state.migrate === 'manual' ? [] : await findLackingForState(databases)),
+    ...findLacking(await inspect(databases.source, plan, ''), choice),
+  ];
+  if (problems.length > 0) throw new OperatorError(problems);
+  await prepareState(opened, 'apply');
+}
+
 /** Makes the triggers, and says what it did. What can't be followed is left out, and ends it with 2. */
 export async function installTriggers(
   { opened, output, signal }: CommandContext,
   { notify }: InstallChoice,
 ): Promise<number> {
-  const installation = await readInstallation(opened);
   const plan = await readPlan(opened);
+  if (!opened.hasState) await makeState(opened, plan, { notify });
+  const installation = await readInstallation(opened);
   const done: string[] = [];
   const onDone = (what: string): void => {
     done.push(what);

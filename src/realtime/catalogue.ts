@@ -32,6 +32,8 @@ export interface TableState {
   nodes: readonly Node[];
   /** The function that the triggers call; `outdated`: with another text, or other settings. */
   function: 'fine' | 'missing' | 'outdated';
+  /** Whether the role may make it, or replace the one that is there. */
+  mayMake: boolean;
   /** Whether the role may make triggers that call it. */
   mayCall: boolean;
   /** Whether its function notifies. */
@@ -90,6 +92,7 @@ interface FunctionRow {
   name: string;
   body: string;
   definer: boolean;
+  own: boolean;
   may_call: boolean;
   settings: readonly string[] | null;
 }
@@ -111,7 +114,7 @@ const NODES = `
   order by node.root, c.oid`;
 
 const FUNCTIONS = `
-  select p.proname as name, p.prosrc as body, p.prosecdef as definer, has_function_privilege(p.oid, 'EXECUTE') as may_call,
+  select p.proname as name, p.prosrc as body, p.prosecdef as definer, pg_has_role(p.proowner, 'USAGE') as own, has_function_privilege(p.oid, 'EXECUTE') as may_call,
     array_to_json(p.proconfig)::text as settings
   from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace where n.nspname = '${CAPTURE_SCHEMA}' and p.prosrc ~ '-- personas-sync capture \\d' order by 1`;
 
@@ -121,6 +124,7 @@ interface CaptureRow {
   database: string;
   may_make: boolean;
   schema: boolean;
+  may_add: boolean;
   usage: boolean;
   tables: boolean;
   capture: boolean;
@@ -130,7 +134,7 @@ interface CaptureRow {
 
 const CAPTURE = `
   select current_user as role, current_database() as database, has_database_privilege(current_database(), 'CREATE') as may_make,
-    exists (select from pg_namespace where nspname = '${CAPTURE_SCHEMA}') as schema,
+    s.oid is not null as schema, coalesce(has_schema_privilege(s.oid, 'CREATE'), true) as may_add,
     coalesce(has_schema_privilege(s.oid, 'USAGE'), false) as usage,
     exists (select from pg_class where relnamespace = s.oid and relname = 'capture')
       and exists (select from pg_class where relnamespace = s.oid and relname = 'listener')
@@ -179,14 +183,15 @@ function storedSettings(settings: readonly string[]): string {
 function judgeFunction(
   { watches }: WatchedTable,
   found: FunctionRow | undefined,
-): Pick<TableState, 'function' | 'mayCall' | 'notifies'> {
-  if (found === undefined) return { function: 'missing', mayCall: false, notifies: false };
+  mayAdd: boolean,
+): Pick<TableState, 'function' | 'mayMake' | 'mayCall' | 'notifies'> {
+  if (found === undefined) return { function: 'missing', mayMake: mayAdd, mayCall: mayAdd, notifies: false };
   const silent = found.body === functionBody(watches, { notify: false });
   const notifies = found.body === functionBody(watches, { notify: true });
   const settings = (found.settings ?? []).map((setting) => setting.replaceAll(/['"]/g, '').toLowerCase()).sort();
   const isFine =
     (silent || notifies) && found.definer && JSON.stringify(settings) === storedSettings(functionSettings(watches));
-  return { function: isFine ? 'fine' : 'outdated', mayCall: found.may_call, notifies };
+  return { function: isFine ? 'fine' : 'outdated', mayMake: mayAdd && found.own, mayCall: found.may_call, notifies };
 }
 
 function explain(nodes: readonly Node[], state: TableState['function']): string | null {
@@ -208,9 +213,14 @@ function explain(nodes: readonly Node[], state: TableState['function']): string 
   return null;
 }
 
-function judgeTable(watched: WatchedTable, rows: readonly NodeRow[], functions: readonly FunctionRow[]): TableState {
+function judgeTable(
+  watched: WatchedTable,
+  rows: readonly NodeRow[],
+  functions: readonly FunctionRow[],
+  mayAdd: boolean,
+): TableState {
   const found = functions.find(({ name }) => name === functionName(watched.table));
-  const judged = judgeFunction(watched, found);
+  const judged = judgeFunction(watched, found, mayAdd);
   const parsed = rows.map((row) => ({ row, triggers: JSON.parse(row.triggers) as TriggerRow[] }));
   const nodes = parsed.map(({ row: { node, schema, name, may_trigger }, triggers }) => ({
     id: node,
@@ -235,12 +245,12 @@ function judgeTable(watched: WatchedTable, rows: readonly NodeRow[], functions: 
 async function readCapture(
   client: Client,
   installation: string,
-): Promise<Pick<Inspection, 'role' | 'database' | 'capture' | 'mayMakeSchema'>> {
+): Promise<Pick<Inspection, 'role' | 'database' | 'capture' | 'mayMakeSchema'> & { mayAdd: boolean }> {
   const { rows } = await client.query<CaptureRow>(CAPTURE);
   const [row] = rows;
   if (row === undefined) throw new Error('PostgreSQL tells nothing of itself.');
-  const { role, database, may_make: mayMakeSchema } = row;
-  return { role, database, mayMakeSchema, capture: await judgeCapture(client, row, installation) };
+  const { role, database, may_make: mayMakeSchema, may_add: mayAdd } = row;
+  return { role, database, mayMakeSchema, mayAdd, capture: await judgeCapture(client, row, installation) };
 }
 
 async function judgeCapture(client: Client, there: CaptureRow, installation: string): Promise<CaptureState> {
@@ -263,7 +273,7 @@ async function judgeCapture(client: Client, there: CaptureRow, installation: str
 /** Reads it all in one look. `installation` is the id of the state that wants to consume what is captured. */
 export async function inspect(source: Pool, plan: WatchPlan, installation: string): Promise<Inspection> {
   return withClient(source, async (client) => {
-    const about = await readCapture(client, installation);
+    const { mayAdd, ...about } = await readCapture(client, installation);
     const { rows: functionRows } = await client.query<Omit<FunctionRow, 'settings'> & { settings: string | null }>(
       FUNCTIONS,
     );
@@ -284,6 +294,7 @@ export async function inspect(source: Pool, plan: WatchPlan, installation: strin
           watched,
           rows.filter(({ root }) => root === index + 1),
           functions,
+          mayAdd,
         ),
       ),
       stale: functions.map(({ name }) => name).filter((name) => !wanted.has(name)),

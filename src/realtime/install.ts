@@ -43,7 +43,6 @@ const LONGEST_PAUSE_MS = 4000;
 const LOCK = '(1885696627, -1)';
 /** SQLSTATE lock_not_available and deadlock_detected: somebody else has the lock. */
 const IS_TAKEN = new Set(['55P03', '40P01']);
-const LACKS_PRIVILEGE = '42501';
 
 /**
  * Statements in one transaction; false, with nothing done, where somebody else holds a lock that they need for longer than
@@ -85,10 +84,25 @@ async function perform(
 
 const lacking = (node: Node): boolean => node.state !== 'fine';
 
-/** What the role lacks for what there is to do, as the GRANT that gives it. */
-function findLacking({ role, database, capture, mayMakeSchema, tables }: Inspection): readonly Problem[] {
+const isRight = (table: TableState, notify: boolean): boolean => table.function === 'fine' && table.notifies === notify;
+
+/** What the role lacks for what `install` has to do, all of it, as the GRANT that gives it. */
+export function findLacking(
+  { role, database, capture, mayMakeSchema, tables }: Inspection,
+  { notify }: Pick<InstallOptions, 'notify'>,
+): readonly Problem[] {
   const to = `TO ${quoteIdentifier(role)}`;
-  const nodes = tables.flatMap((table) => table.nodes.filter((node) => lacking(node) && !node.mayTrigger));
+  const ofTables = tables.flatMap((table) => {
+    const nodes = table.nodes.filter(lacking);
+    if (isRight(table, notify) ? nodes.length > 0 && !table.mayCall : !table.mayMake) {
+      return [
+        `${tableName(table.watched.table)}: only the role that \`${CAPTURE_SCHEMA}\` belongs to may make its function and triggers; run what \`personas-sync realtime sql\` prints as that one.`,
+      ];
+    }
+    return nodes
+      .filter(({ mayTrigger }) => !mayTrigger)
+      .map((node) => `The role may make no triggers on ${tableName(node)}: GRANT TRIGGER ON ${tableName(node)} ${to}.`);
+  });
   return [
     ...(capture.kind === 'missing' && !mayMakeSchema
       ? [
@@ -96,16 +110,12 @@ function findLacking({ role, database, capture, mayMakeSchema, tables }: Inspect
         ]
       : []),
     ...(capture.kind === 'denied' ? [`The role may not read what is captured: ${capture.grants.join('; ')}.`] : []),
-    ...nodes.map(
-      (node) => `The role may make no triggers on ${tableName(node)}: GRANT TRIGGER ON ${tableName(node)} ${to}.`,
-    ),
+    ...new Set(ofTables),
   ].map((message) => ({ message }));
 }
 
 export const FOREIGN =
   'The source is captured for another personas-sync (its state has another id). Uninstall there first, or give this one a source of its own.';
-
-const isRight = (table: TableState, notify: boolean): boolean => table.function === 'fine' && table.notifies === notify;
 
 /**
  * Makes what is missing or out of date, and drops what no watched table has any more. Throws an OperatorError where the
@@ -116,7 +126,7 @@ export async function install(source: Pool, plan: WatchPlan, options: InstallOpt
   const { installation, notify, onDone } = options;
   const found = await inspect(source, plan, installation);
   if (found.capture.kind === 'foreign') throw new OperatorError(FOREIGN);
-  const problems = findLacking(found);
+  const problems = findLacking(found, options);
   if (problems.length > 0) throw new OperatorError(problems);
   if (found.capture.kind === 'missing' && plan.tables.length > 0) {
     await perform(
@@ -136,24 +146,13 @@ export async function install(source: Pool, plan: WatchPlan, options: InstallOpt
 
 async function completeTable(source: Pool, state: TableState, notify: boolean, options: InstallOptions): Promise<void> {
   const { table, watches } = state.watched;
-  const explain = (error: unknown): unknown =>
-    databaseFailure(error)?.sqlstate === LACKS_PRIVILEGE
-      ? new OperatorError(
-          `${tableName(table)}: its function in \`${CAPTURE_SCHEMA}\` belongs to another role; run what \`personas-sync realtime sql\` prints as that one.`,
-          { cause: error },
-        )
-      : error;
-  try {
-    if (!isRight(state, notify)) {
-      await perform(source, `The function of ${tableName(table)}`, createFunction(table, watches, { notify }), options);
-      options.onDone(`function of ${tableName(table)}`);
-    }
-    for (const node of state.nodes.filter(lacking)) {
-      await perform(source, `The table ${tableName(node)}`, createTriggers(table, node), options);
-      options.onDone(`triggers on ${tableName(node)}`);
-    }
-  } catch (error) {
-    throw explain(error);
+  if (!isRight(state, notify)) {
+    await perform(source, `The function of ${tableName(table)}`, createFunction(table, watches, { notify }), options);
+    options.onDone(`function of ${tableName(table)}`);
+  }
+  for (const node of state.nodes.filter(lacking)) {
+    await perform(source, `The table ${tableName(node)}`, createTriggers(table, node), options);
+    options.onDone(`triggers on ${tableName(node)}`);
   }
 }
 
