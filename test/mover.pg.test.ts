@@ -294,6 +294,25 @@ describe('a mover', () => {
     expect(await isAsleep()).toBe(false);
   });
 
+  it('says in one sentence that what captured is gone, and to whoever asks, and goes on when it is there again', async () => {
+    const mover = captured.move();
+    await sleeps();
+    await sql('alter schema personas_capture rename to elsewhere');
+    await expect.poll(() => mover.moveAll(), SOON).toBe(false);
+    await expect.poll(() => mover.moveAll(), SOON).toBe(false);
+    expect(captured.said().map((line) => JSON.parse(line) as unknown)).toEqual([
+      {
+        time: expect.any(String) as string,
+        level: 'warn',
+        message: 'Nothing captures changes in the source any more: definitions are polled.',
+      },
+    ]);
+    await sql('alter schema elsewhere rename to personas_capture');
+    await order(1);
+    expect(await mover.moveAll()).toBe(true);
+    await arrives('1');
+  });
+
   it('ends where another leads, and says so to whoever asks', async () => {
     const mover = captured.move();
     await sleeps();
@@ -350,9 +369,9 @@ describe('moveAll()', () => {
 
   it('fails where the source cannot be read, and the next one does not', async () => {
     const mover = captured.move({ follows: false });
-    await sql('alter schema personas_capture rename to elsewhere');
-    await expect(mover.moveAll()).rejects.toMatchObject({ code: '42P01' });
-    await sql('alter schema elsewhere rename to personas_capture');
+    await sql('alter table personas_capture.capture rename column keys to elsewhere');
+    await expect(mover.moveAll()).rejects.toMatchObject({ code: '42703' });
+    await sql('alter table personas_capture.capture rename column elsewhere to keys');
     await order(1);
     await mover.moveAll();
     expect(await captured.due()).toEqual(['1']);

@@ -5,6 +5,7 @@ import { resume } from '../src/cli/pause.js';
 import { runs } from '../src/cli/runs.js';
 import { status } from '../src/cli/status.js';
 import type { RealtimeStatus } from '../src/cli/status-realtime.js';
+import { uninstall } from '../src/realtime/install.js';
 import { openLive, SHOP, SPENDERS, type Live } from './support/live.js';
 import { until } from './support/until.js';
 
@@ -60,6 +61,19 @@ describe('status', () => {
     const { text } = await printStatus();
     expect(text).toMatch(/spenders +audience +polled +active/);
     expect(text).toContain(`spenders is polled: ${because}`);
+  });
+
+  it('says that it is polled once everything was uninstalled beside it, and the log no more than that', async () => {
+    live = await openLive();
+    live.start();
+    await live.isLive();
+    const before = live.said().length;
+    const options = { signal: new AbortController().signal, onDone: () => undefined };
+    expect(await uninstall(live.harness.opened.databases.source, options)).toBe(true);
+    await until(async () => (await realtimeOf('spenders'))?.state === 'polled');
+    const lines = live.said().slice(before);
+    expect(lines.filter((line) => /"code"|node_modules|"level":"error"/.test(line))).toEqual([]);
+    expect(lines.filter((line) => line.includes('Nothing captures changes')).length).toBeLessThanOrEqual(1);
   });
 
   it('counts who waits and who is parked, and says what is in the way', async () => {

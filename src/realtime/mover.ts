@@ -1,4 +1,5 @@
 import type { Client, Pool } from '../db/connect.js';
+import { databaseFailure } from '../db/failure.js';
 import { LeaseLostError } from '../db/lease.js';
 import { listen, type Listening } from '../db/listen.js';
 import type { Session } from '../db/session.js';
@@ -7,7 +8,7 @@ import { OperatorError, UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { createSignal } from '../lib/signal.js';
 import { openSource, type Capture, type Taken } from './capture.js';
-import { ASLEEP_UNTIL, CHANNEL } from './trigger-sql.js';
+import { ASLEEP_UNTIL, CAPTURE_SCHEMA, CHANNEL } from './trigger-sql.js';
 
 /**
  * Takes what is captured, again and again.
@@ -23,10 +24,10 @@ import { ASLEEP_UNTIL, CHANNEL } from './trigger-sql.js';
  */
 export interface Mover {
   /**
-   * Resolves when all that had been committed in the source when this was called has been moved. Rejects where that fails,
-   * where another leads, and at the end.
+   * Resolves when all that had been committed in the source when this was called has been moved: true, or false where
+   * nothing captures it any more. Rejects where that fails, where another leads, and at the end.
    */
-  moveAll: () => Promise<void>;
+  moveAll: () => Promise<boolean>;
   /** Ends it; what is under way is finished. */
   stop: () => Promise<void>;
 }
@@ -64,8 +65,20 @@ const WAKE = {
   text: `select setval('${ASLEEP_UNTIL}', 1) where pg_sequence_last_value('${ASLEEP_UNTIL}') = $1::bigint`,
 };
 
+/** A table, or its schema, isn't there. */
+const LACKING = new Set(['42P01', '3F000']);
+
+/** Whether an error comes from nothing being there any more that was installed in the source. */
+async function isUninstalled(client: Client | undefined, error: unknown): Promise<boolean> {
+  if (client === undefined || !LACKING.has(databaseFailure(error)?.sqlstate ?? '')) return false;
+  const { rows } = await client.query<{ gone: boolean }>(
+    `select to_regclass('${CAPTURE_SCHEMA}.capture') is null or to_regclass('${ASLEEP_UNTIL}') is null as gone`,
+  );
+  return rows[0]?.gone === true;
+}
+
 interface Asking {
-  resolve: () => void;
+  resolve: (isMoved: boolean) => void;
   reject: (error: unknown) => void;
 }
 
@@ -105,7 +118,7 @@ export function startMover({ source, capture, installation, follows, notifies, l
     const whole = asked > 0 || began - wholeAt > LOOK_MS * 0.9;
     const taken = await capture.take(client, whole);
     if (whole) wholeAt = began;
-    if (whole && !taken.isFull) for (const { resolve } of asking.splice(0, asked)) resolve();
+    if (whole && !taken.isFull) for (const { resolve } of asking.splice(0, asked)) resolve(true);
     return taken;
   };
   const fallAsleep = async (client: Client): Promise<void> => {
@@ -146,11 +159,21 @@ export function startMover({ source, capture, installation, follows, notifies, l
     return isNew ? 0 : LOOK_MS;
   };
 
-  const fail = (error: unknown): void => {
+  const forget = (): void => {
     capture.forget();
     session?.close();
     session = null;
     asleep = null;
+  };
+  /** Whoever looks at the source finds it out, too, and ends this; unless it is installed again before. */
+  const goWithout = (): void => {
+    forget();
+    for (const { resolve } of asking.splice(0)) resolve(false);
+    failures += 1;
+    if (failures === 1) log.warn('Nothing captures changes in the source any more: definitions are polled.');
+  };
+  const fail = (error: unknown): void => {
+    forget();
     for (const { reject } of asking.splice(0)) reject(error);
     if (error instanceof LeaseLostError) {
       ended ??= error;
@@ -173,7 +196,8 @@ export function startMover({ source, capture, installation, follows, notifies, l
         const waitMs = await step();
         if (waitMs > 0) await signal.wait(waitMs);
       } catch (error) {
-        fail(error);
+        if (await isUninstalled(session?.client, error).catch(() => false)) goWithout();
+        else fail(error);
         if (!hasEnded()) await signal.wait(backoffMs(failures, RETRY, Math.random()));
       }
     }

@@ -138,9 +138,7 @@ export async function startRealTime(options: RealTimeOptions): Promise<RealTime>
     moveCaptured: async () => {
       // The source was out of reach when it was looked at; now it may not be.
       if (mover === null) await lookAndSay();
-      const current = mover;
-      await current?.running.moveAll();
-      return current !== null;
+      return (await mover?.running.moveAll()) ?? false;
     },
     drain: (key) => evaluator.drain(key),
     stop: async () => {
