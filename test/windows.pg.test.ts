@@ -40,14 +40,13 @@ afterEach(async () => {
 
 async function open(
   separate: boolean,
-  tables = TABLES,
-  lookback = RECENT.lookback,
+  { tables = TABLES, ...settings }: { tables?: string; lookback?: string; schedule?: string } = {},
 ): Promise<(limit?: number) => Promise<BatchResult>> {
   harness = await createHarness({
     tables,
     separate,
     profiles: { sql: 'SELECT id AS profile_id, user_id, email FROM holders', changes: { holders: 'id' } },
-    audiences: [{ ...RECENT, lookback }],
+    audiences: [{ ...RECENT, ...settings }],
   });
   await harness.sync();
   await harness.state(`update definition set tracking = 'live', polled_because = null`);
@@ -79,8 +78,11 @@ const members = async (): Promise<unknown[]> =>
   (await harness.state('select profile_id from snapshot order by 1')).map((row) => row['profile_id']);
 const windows = async (): Promise<unknown[]> =>
   (await harness.state('select profile_id from validity order by 1')).map((row) => row['profile_id']);
-const isReached = (): Promise<unknown> =>
-  until(async () => (await harness.state('select from validity where until <= clock_timestamp()')).length > 0);
+const reached = async (): Promise<unknown[]> =>
+  (await harness.state('select profile_id from validity where until <= clock_timestamp() order by 1')).map(
+    (row) => row['profile_id'],
+  );
+const isReached = (): Promise<unknown> => until(async () => (await reached()).length > 0);
 
 describe.each([{ separate: false }, { separate: true }])('a window, state apart: $separate', ({ separate }) => {
   it('opens with a change, and is reached when it closes', async () => {
@@ -117,13 +119,38 @@ describe.each([{ separate: false }, { separate: true }])('a window, state apart:
     await run('sync');
     expect(await windows()).toEqual(['12']);
   });
+
+  it('that was reached is left by a run in full to whoever evaluates it, closed or opened', async () => {
+    const evaluate = await open(separate, { schedule: 'realtime', lookback: '30 seconds' });
+    await buy(7, '-28 seconds');
+    await evaluate();
+    await buy(9, '2 seconds');
+    await evaluate();
+    await until(async () => (await reached()).length === 2);
+    await run();
+    expect(await harness.state('select exited, corrections from run order by id desc limit 1')).toEqual([
+      { exited: 0, corrections: 0 },
+    ]);
+    expect(await reached()).toEqual(['7', '9']);
+    expect(await evaluate()).toMatchObject({ kind: 'written', changed: 2 });
+    expect(await members()).toEqual(['9']);
+  });
+
+  it('that was reached is settled by a run that a person asks for', async () => {
+    const evaluate = await open(separate);
+    await buy(7, '0 seconds');
+    await evaluate();
+    await isReached();
+    await run('sync');
+    expect(await members()).toEqual([]);
+  });
 });
 
 describe.each([{ separate: false }, { separate: true }])(
   'an id that can be written in several ways, state apart: $separate',
   ({ separate }) => {
     it('has one window, however it is written where it changes', async () => {
-      const evaluate = await open(separate, TABLES.replaceAll(/\b(id|customer_id) int\b/g, '$1 numeric'));
+      const evaluate = await open(separate, { tables: TABLES.replaceAll(/\b(id|customer_id) int\b/g, '$1 numeric') });
       await buy('7', '0 seconds');
       expect(await evaluate()).toMatchObject({ kind: 'written', changed: 1 });
       await buy('7.0', '1 second');
@@ -139,7 +166,7 @@ it('goes by the clock of the source, whose rows hold its times, where the state 
     create function ahead.now() returns timestamptz language sql stable return pg_catalog.now() + interval '1 hour';
     create function ahead.clock_timestamp() returns timestamptz language sql return pg_catalog.clock_timestamp() + interval '1 hour';
     do $$ begin execute format('alter database %I set search_path = ahead, pg_catalog, public', current_database()); end $$;`;
-  const evaluate = await open(true, ahead, '30 minutes');
+  const evaluate = await open(true, { tables: ahead, lookback: '30 minutes' });
   await buy(7, '1 hour');
   expect(await evaluate()).toMatchObject({ kind: 'written', changed: 1 });
   expect(await members()).toEqual(['7']);

@@ -130,15 +130,22 @@ const LEFT_OUT_AT_MOST = 5_000;
 /**
  * Leaves out of `delta`, under the definition's lock, what was evaluated since the run's start, and what waits to be: for
  * these people the run knows only what was before. With a profile go all whom it shares or shared a recipient with, and
- * with an exit the entry that belongs to it. False where too many wait to be looked for. The bare names are the state's.
+ * with an exit the entry that belongs to it. Who is to be looked at since a window was reached waits, too, where all that is
+ * left counts as missed; any other run writes what it has found of them. False where too many wait to be looked for. The
+ * bare names are the state's.
  */
-export async function leaveOut(session: Client, definitionId: number): Promise<boolean> {
+export async function leaveOut(
+  session: Client,
+  definitionId: number,
+  { isReconcile }: Pick<Start, 'isReconcile'>,
+): Promise<boolean> {
   const snapshot = `snapshot_${definitionId}`;
   const waiting = await session.query<{ profiles: readonly string[] | null }>(
     `select array_agg(profile_id) as profiles from (
        select profile_id from due where definition_id = ${definitionId} and claimed_by is null
-       union select profile_id from validity where definition_id = ${definitionId} and until <= clock_timestamp()
+       union select profile_id from validity where definition_id = ${definitionId} and until <= clock_timestamp() and $1
        limit ${LEFT_OUT_AT_MOST + 1}) as w`,
+    [isReconcile],
   );
   const profiles = waiting.rows[0]?.profiles ?? [];
   const isComplete = profiles.length <= LEFT_OUT_AT_MOST;

@@ -275,7 +275,7 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
     await lockDefinition(session, run.row.id);
     // Nobody else writes from here on: who was erased meanwhile is left out, and the members stand still.
     const row = { ...run.row, members: await readMembers(session, run.row.id) };
-    const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id)) && isMoved;
+    const isComplete = run.start !== null && !row.first && (await leaveOut(session, row.id, run.start)) && isMoved;
     const counts = await countChanges(session, inputs, row);
     const corrections = run.start !== null && isComplete ? await countCorrections(session, row.id, run.start) : null;
     refuseConflicts(definition, counts);
@@ -295,7 +295,7 @@ async function attempt(run: Run, inputs: Inputs, grouped: boolean): Promise<RunR
       await session.query('rollback');
       return hold(run, held, counts, verdict.because);
     }
-    const found: Found = { row, counts, held, approved, recount: grouped };
+    const found: Found = { row, start: run.start, counts, held, approved, recount: grouped };
     const finish = finishOf(run, 'succeeded', counts, null);
     const ending = { record, textHash, finish: { ...finish, fullDone: run.start?.fullWanted ?? null, corrections } };
     switch (await clock.timed('apply', () => writeFound(databases.state.schema, session, inputs, found, ending))) {

@@ -41,12 +41,13 @@ export function collectingWindows(inputs: Inputs): string {
 
 /**
  * Writes what differs, under the definition's lock. What was evaluated since the run's start has newer moments, and what
- * is due comes to have them: both are left as they are.
+ * is due or was reached comes to have them: these are left as they are, or nobody would look at them again.
  */
 export async function writeWindows(session: Client, definitionId: number): Promise<void> {
   await session.query(`create index on pg_temp.windows (until); analyze pg_temp.windows`);
   const newer = `select name from noted where definition_id = ${definitionId} and kind = 'p'
-    union all select profile_id from due where definition_id = ${definitionId} and claimed_by is null`;
+    union all select profile_id from due where definition_id = ${definitionId} and claimed_by is null
+    union all select profile_id from validity where definition_id = ${definitionId} and until <= clock_timestamp()`;
   await session.query(
     `delete from validity as v where definition_id = ${definitionId}
      and not exists (select from pg_temp.windows as w where w.profile_id = v.profile_id) and v.profile_id not in (${newer})`,

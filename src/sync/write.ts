@@ -5,7 +5,7 @@ import { appliedOf, closeDefinition } from './close.js';
 import { countChanges, isWindowed, readMembers, type DefinitionRow } from './comparison.js';
 import { enterState } from './compute.js';
 import type { RunCounts } from './delta.js';
-import { leaveOut } from './due.js';
+import { leaveOut, type Start } from './due.js';
 import { addToHour, beginHour } from './hour.js';
 import { dropWhole, keepWhole, PARTED_FROM, takePart } from './parts.js';
 import { finishRun, isOpen, releaseHeldRun, type Finish, type HeldRun, type RunRecord } from './record.js';
@@ -20,6 +20,8 @@ import { writeWindows } from './windows.js';
  */
 export interface Found {
   row: DefinitionRow;
+  /** Null: changes of the definition aren't followed. */
+  start: Start | null;
   counts: RunCounts;
   held: HeldRun | null;
   approved: boolean;
@@ -44,10 +46,10 @@ export async function writeFound(
   found: Found,
   ending: Ending,
 ): Promise<Written> {
-  const { row, counts } = found;
+  const { row, start, counts } = found;
   const isLarge = counts.entered + counts.exited + counts.changed >= PARTED_FROM;
-  return row.live && !row.first && isLarge
-    ? writeInParts(schema, session, inputs, found, ending)
+  return start !== null && !row.first && isLarge
+    ? writeInParts(schema, session, inputs, { ...found, start }, ending)
     : writeAtOnce(session, inputs, found, ending);
 }
 
@@ -66,7 +68,7 @@ async function writeInParts(
   schema: string,
   session: Client,
   inputs: Inputs,
-  found: Found,
+  found: Found & { start: Start },
   ending: Ending,
 ): Promise<Written> {
   const { record, textHash } = ending;
@@ -83,7 +85,7 @@ async function writeInParts(
         return 'superseded';
       }
       await takePart(session, part, { windowed: windowed && part === parts - 1 });
-      await leaveOut(session, found.row.id);
+      await leaveOut(session, found.row.id, found.start);
       const row = { ...found.row, members: await readMembers(session, found.row.id) };
       const counts = await countChanges(session, inputs, row);
       const applied = appliedOf(inputs, row, { runId: record.id, priority: 1 });
