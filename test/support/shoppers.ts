@@ -15,27 +15,39 @@ const NOBODIES = 10;
 const ADDRESSED = REGULARS + GUESTS + STRANGERS;
 const EVERYBODY = ADDRESSED + NOBODIES;
 
+/** Is written to at all times, and belongs to `orders` from time to time. */
+export const NEW_REGION = `create table orders_2 (like orders including defaults); create index on orders_2 (id); create index on orders_2 (customer_id);`;
+
+/** How long an order is recent: longer than any test, so that windows close and open by the times that are written alone. */
+const LOOKBACK = '1 day';
+
 export const TABLES = `
   create sequence order_ids;
   create table customers (id int primary key, user_id text, email text, home int not null default 0,
     unique (email) deferrable initially deferred);
   create index on customers (user_id); create index on customers (lower(btrim(email)));
-  create table orders (id bigint not null default nextval('order_ids'), region int not null, customer_id int, total int not null)
-    partition by list (region);
+  create table orders (id bigint not null default nextval('order_ids'), region int not null, customer_id int, total int not null,
+    placed_at timestamptz not null default now() - interval '12 hours') partition by list (region);
   create table orders_0 partition of orders for values in (0);
   create table orders_1 partition of orders for values in (1);
+  ${NEW_REGION}
   create index on orders (id); create index on orders (customer_id);
   create table order_lines (order_id bigint not null, product text not null, quantity int not null);
   create index on order_lines (order_id);
   create table visits (customer_id int primary key references customers on delete cascade, times int not null);
   insert into customers select n, case when n <= ${REGULARS} then 'r' || n end, case when n <= ${ADDRESSED} then 'c' || n || '@x.de' end
     from generate_series(1, ${EVERYBODY}) as n;
-  insert into orders (region, customer_id, total) select n % 2, n % ${EVERYBODY} + 1, n % 90 from generate_series(1, 400) as n;
+  insert into orders (region, customer_id, total, placed_at)
+    select n % 2, n % ${EVERYBODY} + 1, n % 90, now() + (n % 3 - 1) * interval '18 hours' - interval '12 hours' from generate_series(1, 400) as n;
   insert into order_lines select id, case id % 3 when 0 then 'red' else 'blue' end, id % 5 from orders;
   insert into visits select n, n from generate_series(1, ${EVERYBODY}, 3) as n`;
 
 export const PROFILES = { sql: 'SELECT id AS profile_id, user_id, email FROM customers', changes: { customers: 'id' } };
 const FREELY = { guard: 'off' };
+const RECENTLY = 'placed_at > :now - :lookback AND placed_at <= :now';
+/** When an order comes to be recent, or is it no more. */
+const VALID_UNTIL = `min(CASE WHEN placed_at > :now THEN placed_at ELSE placed_at + :lookback END)
+              FILTER (WHERE placed_at + :lookback > :now)`;
 const LINES = 'SELECT o.customer_id FROM changed AS c JOIN orders AS o ON o.id = c.order_id';
 export const DEFINITIONS = {
   audiences: [
@@ -60,6 +72,15 @@ export const DEFINITIONS = {
       send: 'both',
       ...FREELY,
     },
+    {
+      key: 'recent',
+      schedule: 'realtime',
+      lookback: LOOKBACK,
+      sql: `SELECT customer_id AS profile_id, bool_or(${RECENTLY}) AS member, ${VALID_UNTIL} AS valid_until FROM orders GROUP BY 1`,
+      changes: { orders: 'customer_id' },
+      send: 'both',
+      ...FREELY,
+    },
   ],
   traits: [
     // Everybody is known in Iterable by this one, whatever they buy.
@@ -76,13 +97,25 @@ export const DEFINITIONS = {
       changes: { orders: 'customer_id', order_lines: LINES },
       ...FREELY,
     },
+    {
+      key: 'lately',
+      lookback: LOOKBACK,
+      sql: `SELECT customer_id AS profile_id, nullif(count(*) FILTER (WHERE ${RECENTLY}), 0) AS value, ${VALID_UNTIL} AS valid_until
+            FROM orders GROUP BY 1`,
+      changes: { orders: 'customer_id' },
+      ...FREELY,
+    },
   ],
 };
-export const AUDIENCES = ['spenders', 'red', 'visitors'];
+export const AUDIENCES = ['spenders', 'red', 'visitors', 'recent'];
+export const HOURLY = ['lately'];
 /** Whose userId is theirs for ever, so that their events are a history of them. */
 export const REGULAR_IDS: readonly string[] = Array.from({ length: REGULARS }, (_, index) => `r${index + 1}`);
 
-/** What each recipient is to have, by field: the values of numbers as JavaScript writes them. */
+/** A key that a guest has or had. */
+export const GUEST = /^(u:g|e:g|e:c1(2[1-9]|3\d|40)@)/;
+
+/** What each recipient is to have at this moment, by field: the values of numbers as JavaScript writes them. */
 export const TRUTH = `
   with keyed as (
     select id, coalesce('u:' || user_id, 'e:' || lower(btrim(email))) as recipient from customers where user_id is not null or email is not null),
@@ -90,10 +123,17 @@ export const TRUTH = `
     select customer_id, 'spenders', 'true' from orders group by 1 having sum(total) >= 100
     union all select distinct o.customer_id, 'red', 'true' from orders as o, order_lines as l where l.order_id = o.id and l.product = 'red'
     union all select customer_id, 'visitors', 'true' from visits where times > 1
+    union all select distinct customer_id, 'recent', 'true' from orders where now() - placed_at >= '0' and now() - placed_at < '${LOOKBACK}'
+    union all select customer_id, 'lately', count(*)::text from orders where now() - placed_at >= '0' and now() - placed_at < '${LOOKBACK}' group by 1
     union all select id, 'home', home::text from customers
     union all select o.customer_id, f.field, case f.field when 'items' then count(*) else sum(l.quantity) end::text
       from orders as o join order_lines as l on l.order_id = o.id, (values ('items'), ('pieces')) as f (field) group by 1, 2)
   select k.recipient, f.field, f.value from facts as f join keyed as k on k.id = f.id order by 1, 2`;
+
+/** How many windows open or close within the time that a look at everything may take. */
+export const WINDOWS_MOVING = `
+  select count(*)::int as count from orders, (values (interval '0'), (interval '${LOOKBACK}')) as b (after)
+  where placed_at + after between now() and now() + interval '1 minute'`;
 
 export interface Transaction {
   /** Statements, each list of them to be undone by itself or not. */
@@ -110,23 +150,32 @@ const addressed = fc.integer({ min: 1, max: ADDRESSED });
 const addressOf = (of: number, number: number): string =>
   of <= REGULARS ? `N${number}` : of <= REGULARS + GUESTS ? `G${of}_${number % 5}` : `S${number % 40}`;
 const region = fc.integer({ min: 0, max: 1 });
+const soon = fc.integer({ min: -500, max: 1_500 }).map((ms) => `interval '${ms} ms'`);
+/** When an order was placed: it is recent soon, or no more, or for the rest of the test it is recent, too old or to come. */
+const placedAt = fc.oneof(
+  soon.map((ms) => `now() + ${ms}`),
+  soon.map((ms) => `now() - interval '${LOOKBACK}' + ${ms}`),
+  fc.constantFrom('-12 hours', '-30 hours', '12 hours').map((ago) => `now() + interval '${ago}'`),
+);
 const total = fc.integer({ min: 0, max: 120 });
 const product = fc.constantFrom('red', 'blue', 'green');
 /** The table or, past it, one of its partitions. */
-const orders = fc.constantFrom('orders', 'orders', 'orders_0', 'orders_1');
+const orders = fc.constantFrom('orders', 'orders', 'orders_0', 'orders_1', 'orders_2');
 const anyOrder = (of: number): string => `(select id from orders where customer_id = ${of} order by id limit 1)`;
 
 const one = (...statements: string[]): readonly string[] => statements;
 const MOVES: readonly fc.MaybeWeightedArbitrary<readonly string[]>[] = [
   {
     weight: 9,
-    arbitrary: fc.tuple(customer, total, region, product, fc.boolean()).map(([of, price, where, what, isDirect]) => {
-      const table = isDirect ? `orders_${where}` : 'orders';
-      return one(
-        `insert into ${table} (region, customer_id, total) values (${where}, ${of}, ${price})`,
-        `insert into order_lines values (currval('order_ids'), '${what}', 1), (currval('order_ids'), 'blue', 2)`,
-      );
-    }),
+    arbitrary: fc
+      .tuple(customer, total, region, product, fc.boolean(), placedAt)
+      .map(([of, price, where, what, isDirect, when]) => {
+        const table = isDirect ? `orders_${where}` : 'orders';
+        return one(
+          `insert into ${table} (region, customer_id, total, placed_at) values (${where}, ${of}, ${price}, ${when})`,
+          `insert into order_lines values (currval('order_ids'), '${what}', 1), (currval('order_ids'), 'blue', 2)`,
+        );
+      }),
   },
   {
     weight: 3,
@@ -137,12 +186,31 @@ const MOVES: readonly fc.MaybeWeightedArbitrary<readonly string[]>[] = [
   {
     weight: 3,
     arbitrary: fc
+      .tuple(customer, total, placedAt)
+      .map(([of, price, when]) =>
+        one(
+          `insert into orders_2 (region, customer_id, total, placed_at) values (2, ${of}, ${price}, ${when})`,
+          `insert into order_lines values (currval('order_ids'), 'red', 1)`,
+        ),
+      ),
+  },
+  {
+    weight: 4,
+    arbitrary: fc
+      .tuple(customer, placedAt, orders)
+      .map(([of, when, table]) => one(`update ${table} set placed_at = ${when} where customer_id = ${of}`)),
+  },
+  {
+    weight: 3,
+    arbitrary: fc
       .tuple(customer, customer, orders)
       .map(([from, to, table]) => one(`update ${table} set customer_id = ${to} where customer_id = ${from}`)),
   },
   {
     weight: 1,
-    arbitrary: customer.map((of) => one(`update orders set region = 1 - region where customer_id = ${of}`)),
+    arbitrary: customer.map((of) =>
+      one(`update orders set region = 1 - region where customer_id = ${of} and region < 2`),
+    ),
   },
   {
     weight: 5,
@@ -259,7 +327,7 @@ const MOVES: readonly fc.MaybeWeightedArbitrary<readonly string[]>[] = [
 
 const move = fc.oneof(...MOVES);
 const emptying = fc
-  .constantFrom('visits', 'orders_0', 'orders_1', 'orders', 'order_lines')
+  .constantFrom('visits', 'orders_0', 'orders_1', 'orders_2', 'orders', 'order_lines')
   .map((table) => one(`truncate ${table}`));
 
 export const transaction: fc.Arbitrary<Transaction> = fc.record({

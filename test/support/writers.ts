@@ -24,6 +24,11 @@ const LATE_AFTER = 150;
 /** Deadlocks, locks that weren't to be had, an address that somebody has: the transaction is rolled back. */
 const REFUSED = new Set(['40P01', '55P03', '40001', '23505', '23503']);
 
+/** The same ones for a seed, without an end. */
+function* drawTransactions(seed: number): Generator<Transaction, never> {
+  for (let drawn = 0; ; drawn += 1) yield* fc.sample(transaction, { numRuns: 2_000, seed: seed + drawn * 1_000 });
+}
+
 export function startWriters(pool: pg.Pool, seed: number): Writers {
   let tried = 0;
   let failure: Error | null = null;
@@ -74,14 +79,14 @@ export function startWriters(pool: pg.Pool, seed: number): Writers {
 
   const write = async (index: number): Promise<void> => {
     const isLate = index === WRITERS;
-    const transactions = fc.sample(transaction, { numRuns: 2_000, seed: seed * 10 + index });
+    const transactions = drawTransactions(seed * 10 + index);
     for (let next = 0; !isStopped && failure === null; next += 1) {
       await resting?.promise;
       // As many as a shop has, not as many as the server can take.
       await new Promise((resolve) => setTimeout(resolve, 10 + (next % 7) * 5));
       const hold = (): Promise<void> =>
         isLate && resting === null ? after(1 + ((next * 37) % LATE_AFTER)) : Promise.resolve();
-      const performing = perform(transactions[next % transactions.length]!, hold)
+      const performing = perform(transactions.next().value, hold)
         .then((isCommitted) => {
           if (isCommitted) committed[isLate ? 'late' : 'all'] += 1;
         })
