@@ -128,6 +128,27 @@ describe('a destination of type segment', () => {
     expect(new Set(callsOf(seen).map(({ userId, anonymousId }) => userId ?? anonymousId)).size).toBe(121);
   });
 
+  it('gets no batch over 500 KB either where one person’s calls are more than that', async () => {
+    await begin({
+      tables: `${TABLES}; delete from people where id > 1`,
+      traits: Array.from({ length: 20 }, (_, n) => ({
+        key: `note_${n}`,
+        sql: `SELECT id AS profile_id, repeat('x', 30000) || spent AS value FROM people`,
+        guard: 'off',
+      })),
+      destinations: { segment: segment() },
+    });
+    await harness.sync();
+    await harness.state(`update destination set state = 'paused'`);
+    await harness.sql('update people set spent = 2');
+    await harness.sync();
+    seen = [];
+    await harness.state(`update destination set state = 'active'`);
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect(Math.max(...seen.map(({ body }) => Buffer.byteLength(body)))).toBeLessThanOrEqual(500_000);
+    expect(new Set(callsOf(seen).flatMap(({ traits }) => Object.keys(traits ?? {}))).size).toBe(20);
+  });
+
   it('sends the same id again with what went unanswered', async () => {
     let failures = 0;
     answer = () => ((failures += 1) === 1 ? { status: 503 } : { status: 200 });

@@ -67,8 +67,12 @@ export function createSegmentPort({ baseUrl, writeKey, namespace, quotas }: Segm
   const write = (call: Parameters<typeof formatCall>[0]): string => formatCall(call, namespace, { anonymous: true });
   const itemOf = (calls: readonly Parameters<typeof formatCall>[0][]): Item => {
     const texts = calls.map(write);
-    const isTooLarge = texts.some((text) => Buffer.byteLength(text) > MOST_CALL_BYTES);
-    return { ...plain(texts.join(',')), isTooLarge };
+    const text = texts.join(',');
+    // All that one recipient is told at once may be too much for a batch of its own.
+    const isTooLarge =
+      texts.some((each) => Buffer.byteLength(each) > MOST_CALL_BYTES) ||
+      EMPTY.length + Buffer.byteLength(text) > MOST_BYTES;
+    return { ...plain(text), isTooLarge };
   };
   return {
     update: { item: itemOf, single: carrier, bulk: null },
