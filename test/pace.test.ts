@@ -46,9 +46,12 @@ describe('the pace', () => {
     expect(Math.max(...gaps)).toBeLessThanOrEqual(1.02 * gapMs);
   });
 
-  it('keeps a quota that is no whole number', () => {
-    const sends = sendAll(createPace(2.5), 0, 30_000);
-    expect(mostWithin(sends, 1_000)).toBeLessThanOrEqual(2);
+  it.each([1.5, 2.5, 3.5, 4.5, 12.5])('keeps and reaches a quota of %d, which is no whole number', (perSecond) => {
+    const sends = sendAll(createPace(perSecond), 0, 60_000);
+    expect(mostWithin(sends, 1_000)).toBeLessThanOrEqual(Math.ceil(perSecond));
+    expect(mostWithin(sends, 2_000)).toBeLessThanOrEqual(2 * perSecond + 1);
+    expect(sends.length).toBeGreaterThanOrEqual(60 * perSecond * 0.97);
+    expect(sends.length).toBeLessThanOrEqual(60 * perSecond + 1);
   });
 
   it('keeps the quota in every second, whatever stalls, pauses and whoever comes', () => {

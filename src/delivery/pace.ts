@@ -4,8 +4,8 @@
  *
  * A ring keeps the times of the last `perSecond` requests; the next may begin when the oldest of them is more than a
  * window ago. The window is a little longer than a second, since jitter on the way can bring requests closer together.
- * The even pace may be caught up with after a stall, by 150 ms at most; idleness saves nothing up. A quota under one a
- * second has a longer window instead.
+ * The even pace may be caught up with after a stall, by 150 ms at most; idleness saves nothing up. A quota that is no
+ * whole number, as half of five is, has the window in which the next whole number may go: three in 1.2 seconds.
  *
  * Others use the same quota, so it may turn out to be smaller than what was promised: a 429 pauses, and another within
  * 20 s of that pause lowers the rate to 70 %, again and again down to 5 %. Five seconds after the last of them it climbs back,
@@ -39,8 +39,8 @@ const HOLD_MS = 5_000;
 const CLIMB_MS = 60_000;
 
 export function createPace(perSecond: number): Pace {
-  const capacity = Math.max(1, Math.floor(perSecond));
-  const window = perSecond < 1 ? QUOTA_WINDOW_MS / perSecond : QUOTA_WINDOW_MS;
+  const capacity = Math.ceil(perSecond);
+  const window = (QUOTA_WINDOW_MS * capacity) / perSecond;
   const sends = new Float64Array(capacity).fill(-Infinity);
   let oldest = 0;
   let last = -Infinity;
@@ -62,7 +62,7 @@ export function createPace(perSecond: number): Pace {
       sends[oldest] = now;
       last = now;
       oldest = (oldest + 1) % capacity;
-      due = Math.max(due, now - CATCH_UP_MS) + 1000 / (perSecond < 1 ? perSecond : capacity) / shareAt(now);
+      due = Math.max(due, now - CATCH_UP_MS) + 1000 / perSecond / shareAt(now);
     },
     rest: (now) => {
       due = Math.max(due, now);
