@@ -423,6 +423,10 @@ describe('status while a daemon delivers', () => {
       const bulk = lanes.find(({ name }) => name === 'users_bulk_update');
       expect(bulk).toMatchObject({ quota: 1 });
       expect(bulk?.callsPerSecond).toBeGreaterThan(0);
+      // What waits for a person doesn't drain.
+      expect((await site.run('pause', 'vip')).code).toBe(0);
+      expect(await look()).toMatchObject({ waiting: expect.any(Number) as number, drainsInSeconds: 0 });
+      expect((await site.run('resume', 'vip')).code).toBe(0);
       const text = (await site.run('status')).stdout;
       expect(text).toContain('iterable leaves out these fields of what it is sent: vip.');
       expect(text).toMatch(/users_bulk_update/);

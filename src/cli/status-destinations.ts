@@ -41,6 +41,8 @@ interface Told {
 }
 
 interface DestinationRow extends Omit<DestinationStatus, 'lanes' | 'configured' | 'drainsInSeconds' | 'droppedFields'> {
+  /** Calls that nothing keeps from being sent, and those of backfills that are still to come. */
+  moving: number;
   ahead: number;
   delivery: Told | null;
 }
@@ -51,19 +53,24 @@ export async function readDestinations(
   isLed: boolean,
 ): Promise<DestinationStatus[]> {
   const { rows } = await databases.state.pool.query<DestinationRow>(
-    `select t.name, t.host, t.state, t.reason, t.delivery, coalesce(w.waiting, 0) as waiting,
+    `with held as materialized (
+       select dd.definition_id, dd.destination_id from definition_destination as dd
+       join definition as d on d.id = dd.definition_id where d.state = 'paused' or dd.stopped is not null)
+     select t.name, t.host, t.state, t.reason, t.delivery, coalesce(w.waiting, 0) as waiting, coalesce(w.moving, 0) as moving,
        w.oldest as "oldestWaitingSeconds", coalesce(x.dead, 0) as dead,
        (select coalesce(sum(greatest(0, backfill_total - backfill_done) * (backfill_identify::int + backfill_events::int)), 0)::int8
         from definition_destination as dd join definition as d on d.id = dd.definition_id
-        where dd.destination_id = t.id and dd.backfill is not null and ($1::text is null or d.key = $1)) as ahead,
+        where dd.destination_id = t.id and dd.backfill is not null and ($1::text is null or d.key = $1)
+          and (d.id, t.id) not in (select definition_id, destination_id from held)) as ahead,
        (select coalesce(jsonb_agg(jsonb_build_object('definition', d.key, 'reason', dd.stopped) order by d.key), '[]')
         from definition_destination as dd join definition as d on d.id = dd.definition_id
         where dd.destination_id = t.id and dd.stopped is not null and ($1::text is null or d.key = $1)) as "stoppedDefinitions"
      from destination as t
      left join (
-       select destination_id, count(*) as waiting,
+       select destination_id, count(*) as waiting, count(*) filter (where held.definition_id is null) as moving,
          greatest(0, floor(extract(epoch from now() - min(raised_at))))::int8 as oldest
-       from outbox where $1::text is null or definition_id = (select id from definition where key = $1)
+       from outbox left join held using (definition_id, destination_id)
+       where $1::text is null or definition_id = (select id from definition where key = $1)
        group by destination_id) as w on w.destination_id = t.id
      left join (
        select destination_id, count(*) as dead
@@ -74,7 +81,7 @@ export async function readDestinations(
   );
   const configured = new Map(config.destinations.map((each) => [`${each.name} ${targetOf(each).host}`, each]));
   return rows
-    .map(({ ahead, delivery, ...row }) => {
+    .map(({ moving, ahead, delivery, ...row }) => {
       const destination = configured.get(`${row.name} ${row.host}`);
       const told = new Map((isLed ? (delivery?.lanes ?? []) : []).map((lane) => [lane.name, lane]));
       const lanes = (destination === undefined ? [] : quotasOf(destination)).map(({ name, quota }) => {
@@ -82,7 +89,7 @@ export async function readDestinations(
         return { name, quota, allowed, requestsPerSecond, callsPerSecond };
       });
       const rate = isLed ? (delivery?.acknowledgedPerSecond ?? 0) : 0;
-      const left = row.waiting + ahead;
+      const left = row.state === 'active' ? moving + ahead : 0;
       return {
         ...row,
         configured: destination !== undefined,
