@@ -70,10 +70,21 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
   let isStopped = false;
   let replacing: Promise<void> = Promise.resolve();
 
+  const tell = async ({ id, dispatcher }: (typeof running)[number]): Promise<void> => {
+    const delivery = JSON.stringify({
+      acknowledgedPerSecond: dispatcher.acknowledgedPerSecond(),
+      lanes: dispatcher.lanes(),
+    });
+    if (told.get(id) === delivery) return;
+    await state.pool.query('update destination set delivery = $2 where id = $1', [id, delivery]);
+    told.set(id, delivery);
+  };
   const end = async (): Promise<void> => {
     const ending = running;
     running = [];
     await Promise.all(ending.map(({ dispatcher }) => dispatcher.stop()));
+    // What the last answers said of fields that were left out. Where the state is out of reach, nobody is told.
+    for (const each of ending) await tell(each).catch(() => undefined);
     for (const { dispatcher, port } of ending) {
       quietUntil = Math.max(quietUntil, performance.now() + dispatcher.quietMs());
       port.close();
@@ -119,15 +130,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
     },
     all: () => running,
     report: async () => {
-      for (const { id, dispatcher } of running) {
-        const delivery = JSON.stringify({
-          acknowledgedPerSecond: dispatcher.acknowledgedPerSecond(),
-          lanes: dispatcher.lanes(),
-        });
-        if (told.get(id) === delivery) continue;
-        await state.pool.query('update destination set delivery = $2 where id = $1', [id, delivery]);
-        told.set(id, delivery);
-      }
+      for (const each of running) await tell(each);
     },
     stop: async () => {
       isStopped = true;
