@@ -10,6 +10,7 @@ const TABLES = `
   insert into people (id, user_id) select n, 'u' || n from generate_series(1, ${PEOPLE}) as n`;
 const VIP = { name: 'VIP', sql: 'SELECT id AS profile_id FROM people WHERE vip', guard: 'off' };
 const OTHER = { ...VIP, name: 'Other' };
+const STATS = { name: 'Stats', sql: `SELECT id AS profile_id, id AS good, 'x' || id AS bad FROM people`, guard: 'off' };
 const FILTER = { keys: [], reason: null, destination: null, olderThan: null };
 
 let harness: Harness;
@@ -90,6 +91,41 @@ describe('a definition whose calls are refused for their content', () => {
     expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
     expect([...harness.simulator.users()].filter(({ fields }) => fields['vip'] === 'true')).toHaveLength(PEOPLE);
     expect(await harness.state('select count(*)::int4 as n from dead_call')).toEqual([{ n: 0 }]);
+  });
+
+  it.each([
+    ['singly', 400],
+    ['in bulk', 2_500],
+  ])('for one of its fields in a row is stopped as well, %s: the others have the lanes', async (_, people) => {
+    await begin({
+      tables: TABLES.replace(String(PEOPLE), String(people)),
+      audiences: [VIP],
+      traits: [STATS],
+    });
+    await harness.reconfigure({
+      audiences: [VIP],
+      traits: [STATS],
+      destinations: {
+        iterable: {
+          type: 'iterable',
+          api_key: 'test-key',
+          region: harness.simulator.url,
+          quotas: { users_bulk_update: 100 },
+        },
+      },
+    });
+    harness.simulator.setQuota('users/bulkUpdate', 'off');
+    await fetch(`${harness.simulator.url}/api/users/update`, {
+      method: 'POST',
+      headers: { 'api-key': 'test-key', 'content-type': 'application/json' },
+      body: JSON.stringify({ userId: 'first', dataFields: { bad: 7 } }),
+    });
+    const { delivery } = await harness.sync();
+    expect(delivery?.stopped).toBeGreaterThan(people / 2);
+    expect(delivery?.refused).toBeLessThan(people / 4);
+    expect(delivery?.reason).toContain('The calls of "stats" to "iterable" wait: 100 calls in a row were refused');
+    expect([...harness.simulator.users()].filter(({ fields }) => fields['vip'] === 'true')).toHaveLength(people);
+    expect(harness.simulator.stats.count('users/bulkUpdate')).toBeLessThan(people / 4);
   });
 
   it('holds up nobody else’s first sync, however many of its calls wait', async () => {

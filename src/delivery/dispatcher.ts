@@ -195,7 +195,12 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       stops.stop({ definitionId, reason, isListGone: true });
     },
     passed: stops.passed,
-    refused: stops.refused,
+    refused: (row, reason) => {
+      const goesOn = stops.refused(row, reason);
+      // Those that are being taken apart for it would have the lane for long.
+      if (!goesOn && row.kind === 'm') outlet.withdraw(row.values.map(({ field }) => field));
+      return goesOn;
+    },
   };
 
   const release = (recipient: string, lowestLeft: number, hasMoved = true): void => {

@@ -24,6 +24,8 @@ export interface Lane<R = Verdict> {
   name: string;
   /** Null where the call is given back: it goes again. Urgent ones are at the head of the next request. */
   send: (item: Item, urgent: boolean) => Promise<R | Verdict | null>;
+  /** Gives back what carries one of these columns and isn't open. */
+  withdraw: (fields: readonly string[]) => void;
   state: () => 'open' | 'trying' | 'closed';
   /** How many more calls can be sent within their patience; none while those are too few to be looked for. */
   room: () => number;
@@ -134,10 +136,12 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     if (pace.pausedMs(at) > patienceMs) giveBack();
   };
 
-  const giveBack = (): void => {
+  const giveBack = (isMeant: (item: Item) => boolean = () => true): void => {
     const waiting = [...urgent, ...plain, ...units.flatMap(({ entries }) => entries)];
-    [urgent, plain, units] = [[], [], []];
-    for (const { resolve } of waiting) resolve(null);
+    const stay = (entries: readonly Entry<R>[]): Entry<R>[] => entries.filter(({ item }) => !isMeant(item));
+    [urgent, plain] = [stay(urgent), stay(plain)];
+    units = units.map((unit) => ({ ...unit, entries: stay(unit.entries) })).filter(({ entries }) => entries.length > 0);
+    for (const { item, resolve } of waiting) if (isMeant(item)) resolve(null);
   };
 
   /** Gives back whoever has waited too long. */
@@ -209,6 +213,10 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     );
   };
 
+  /** All carry the named column beside others: who sent them takes them apart, and the others needn't wait for the guilty. */
+  const isMerged = (entries: readonly Entry<R>[], field: string | null): boolean =>
+    field !== null && entries.every(({ item }) => item.fields.length > 1 && item.fields.includes(field));
+
   const end = ({ entries }: Unit<R>, verdict: Verdict): void => {
     for (const { resolve } of entries) resolve(verdict.kind === 'slower' ? null : verdict);
   };
@@ -229,7 +237,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
         end(unit, judged.verdict);
         return;
       case 'divide':
-        if (entries.length === 1) end(unit, judged.verdict);
+        if (entries.length === 1 || isMerged(entries, judged.field)) end(unit, judged.verdict);
         else divide(unit, judged.field);
         return;
       case 'failed': {
@@ -347,6 +355,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
         const queued = urgent.length + plain.length;
         if (queued === 1 || queued === carrier.most) look();
       }),
+    withdraw: (fields) => giveBack((item) => item.fields.some((field) => fields.includes(field))),
     state: () => {
       if (pace.pausedMs(now()) > 0 || probes > 0) return 'closed';
       return isTroubled() ? 'trying' : 'open';

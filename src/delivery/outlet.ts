@@ -17,6 +17,8 @@ export interface Outlet {
   /** Null where the call is given back, and goes again: its turn didn't come in time, it may not begin, the quota was met. */
   update: (calls: UserUpdate, urgency: Urgency) => Promise<Verdict | null>;
   track: (call: TrackCall, urgency: Urgency) => Promise<Verdict | null>;
+  /** Gives back updates with one of these columns that aren't open. */
+  withdraw: (fields: readonly string[]) => void;
   /** Whether the recipient is known there. */
   find: (recipient: string) => Promise<{ kind: 'there' } | { kind: 'absent' } | Verdict | null>;
   /** What a recipient has there; 'later' where it can't be read now, 'never' where the read is refused. */
@@ -128,6 +130,9 @@ export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions):
   return {
     update: (calls, urgency) => send(port.update, updates, { call: calls, recipient: calls[0].recipient, urgency }),
     track: (call, urgency) => send(port.track, tracks, { call, recipient: call.recipient, urgency }),
+    withdraw: (fields) => {
+      for (const lane of [updates.single, updates.bulk]) lane?.withdraw(fields);
+    },
     find: async (recipient) => {
       if (asks === null) return { kind: 'there' };
       const read = await asks.lane.send(asks.item(recipient), false);

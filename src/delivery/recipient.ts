@@ -146,9 +146,9 @@ function urgencyOf(rows: readonly WaitingRow[]): Urgency {
   return URGENCIES[most] ?? 'later';
 }
 
-function acknowledge({ desk, settle }: Errand, row: WaitingRow, columns: readonly string[] | null): void {
-  desk.passed(row);
-  settle({ kind: 'acknowledged', id: row.id, version: row.version, columns });
+function acknowledge(errand: Errand, row: WaitingRow): void {
+  errand.desk.passed(row);
+  errand.settle({ kind: 'acknowledged', id: row.id, version: row.version, columns: null });
 }
 
 /** False where the call waits instead. */
@@ -231,8 +231,12 @@ function begin(errand: Errand, marks: readonly WaitingMark[]): void {
 function settleBegun(errand: Errand): void {
   for (const { mark, accepted, refused } of errand.begun) {
     const isOver = accepted.length + refused.length === mark.values.length;
+    // Where one field of each is refused, all of them would be taken apart for it: that others of it passed says nothing.
+    if (accepted.length === mark.values.length) errand.desk.passed(mark);
     // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
-    if (accepted.length > 0) acknowledge(errand, mark, isOver ? null : accepted);
+    if (accepted.length > 0) {
+      errand.settle({ kind: 'acknowledged', id: mark.id, version: mark.version, columns: isOver ? null : accepted });
+    }
   }
   errand.begun = [];
 }
@@ -314,7 +318,7 @@ function heedAsked(errand: Errand, asked: readonly WaitingRow[], answer: Awaited
   if (answer?.kind === 'absent') {
     for (const row of asked) {
       // A user who isn't there after a minute won't be made only to be told that they left.
-      if (row.confirmStage >= 2) acknowledge(errand, row, null);
+      if (row.confirmStage >= 2) acknowledge(errand, row);
       else errand.settle({ ...again(row, ASYNCHRONOUS_MS), attempts: row.attempts, confirmStage: 2 });
     }
     errand.rows = without(errand.rows, asked);
@@ -335,7 +339,7 @@ function heedTrack(errand: Errand, { row, keyAlone }: TaskOf<'track'>, answer: V
   const verdict = conclude(errand, answer, [row]);
   if (verdict === null) return 'halt';
   if (verdict.kind === 'acknowledged') {
-    acknowledge(errand, row, null);
+    acknowledge(errand, row);
     return 'done';
   }
   if (!keyAlone && row.beside !== null && mayBeBeside(verdict)) {

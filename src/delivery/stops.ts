@@ -1,7 +1,7 @@
 /**
  * Definitions whose calls to a destination wait until a person resumes them: what is wrong with a definition shows in all
- * of its calls, and a hundred that were refused for their content, with none accepted between them, say that it is; so
- * does a list that is gone. From the moment when one is stopped, what of it is under way waits, too.
+ * of its calls, and a hundred that were refused for their content, if only for one of their fields, with none accepted as
+ * it is between them, say that it is; so does a list that is gone. From the moment when one is stopped, what of it is under way waits, too.
  */
 export interface Stop {
   definitionId: number;
@@ -10,7 +10,7 @@ export interface Stop {
 }
 
 export interface Stops {
-  /** A call of the definition was accepted; marks and events are counted apart, since one may be well without the other. */
+  /** A call of the definition was accepted, all of it; marks and events are counted apart, since one may be well without the other. */
   passed: (call: { definitionId: number; kind: 'm' | 'e' }) => void;
   /** One was refused for its content; false where its calls wait instead. */
   refused: (call: { definitionId: number; kind: 'm' | 'e' }, reason: string) => boolean;
