@@ -212,6 +212,19 @@ describe('a lane', () => {
     await Promise.all(senders);
   });
 
+  it('has those who find out that a destination is away come again within seconds', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    simulator.faults.failRandomly({ share: 1, seed: 1, status: 503 });
+    const verdicts = [];
+    for (let n = 0; n < 12; n += 1) {
+      await expect.poll(opened.single.state, { interval: 5, timeout: 10_000 }).not.toBe('closed');
+      verdicts.push(await opened.single.send(update(opened), false));
+    }
+    expect(verdicts[0]).toEqual({ kind: 'again', waitMs: null, late: false });
+    expect(verdicts.at(-1)).toEqual({ kind: 'again', waitMs: 5_000, late: false });
+  });
+
   it('isn’t closed by failures among successes', async () => {
     const simulator = await simulate();
     const opened = open(simulator);

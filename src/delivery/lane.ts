@@ -218,7 +218,10 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     field !== null && entries.every(({ item }) => item.fields.length > 1 && item.fields.includes(field));
 
   const end = ({ entries }: Unit<R>, verdict: Verdict): void => {
-    for (const { resolve } of entries) resolve(verdict.kind === 'slower' ? null : verdict);
+    // Whoever finds out that a destination is away doesn't wait the longer for it when it is back.
+    const isAway = verdict.kind === 'again' && isTroubled();
+    const told = isAway ? { ...verdict, waitMs: verdict.waitMs ?? FAILED_PAUSE.longestMs } : verdict;
+    for (const { resolve } of entries) resolve(told.kind === 'slower' ? null : told);
   };
 
   const conclude = (unit: Unit<R>, judged: BatchVerdict<R>): void => {
