@@ -177,9 +177,8 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
 
   const stops = createStops({
     write: async (stop) => {
-      await stopDefinition(state, leader, { destinationId, ...stop });
-      const { definitionId, reason } = stop;
-      log.error(`The calls of a definition wait for a person: ${reason}`, { ...destination, definitionId });
+      const key = await stopDefinition(state, leader, { destinationId, ...stop });
+      log.error(`The calls of "${key}" wait for a person: ${stop.reason}`, destination);
     },
     onStop: signal.notify,
   });

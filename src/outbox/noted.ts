@@ -28,19 +28,21 @@ export interface Stop {
   isListGone: boolean;
 }
 
-/** Has the calls of one definition wait until a person resumes it; those of the others go on. */
+/** Has the calls of one definition wait until a person resumes it; those of the others go on. Gives the key of the definition. */
 export async function stopDefinition(
   state: State,
   leader: string,
   { destinationId, definitionId, reason, isListGone }: Stop,
-): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
+): Promise<string> {
+  return inTransaction(state.pool, async (client) => {
     await fenceLease(client, leader);
     await client.query(
       `update definition_destination set stopped = $3, list_id = case when $4 then null else list_id end
        where destination_id = $1 and definition_id = $2 and stopped is null`,
       [destinationId, definitionId, reason, isListGone],
     );
+    const { rows } = await client.query<{ key: string }>('select key from definition where id = $1', [definitionId]);
+    return rows[0]?.key ?? String(definitionId);
   });
 }
 
