@@ -189,8 +189,14 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
     output.line(`The shop trades for ${options.seconds} s; what depends on its tables alone follows each commit:`);
     const { deals, took } = await trading(opened, output, simulator, options.seconds, controller.signal);
     const median = medianOf(took);
-    if (median !== null)
+    if (median !== null) {
       output.line(`From the commit of an order to Iterable: ${Math.ceil(median)} ms, the median of ${took.length}.`);
+      output.line(
+        pc.dim(
+          'Who was sent in bulk stays in bulk for a minute, at five requests a second; later a change goes singly.',
+        ),
+      );
+    }
     output.line(`${formatCount(deals)} deals were made. One last sync, and the comparison with the truth:`);
     await act(opened, {
       kind: 'sync',
