@@ -76,7 +76,11 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
       lanes: dispatcher.lanes(),
     });
     if (told.get(id) === delivery) return;
-    await state.pool.query('update destination set delivery = $2 where id = $1', [id, delivery]);
+    // Whoever has lost the lease would tell in the next leader's place.
+    await state.pool.query(
+      'update destination set delivery = $2 where id = $1 and exists (select from leader where holder = $3)',
+      [id, delivery, leader],
+    );
     told.set(id, delivery);
   };
   const end = async (): Promise<void> => {

@@ -13,7 +13,8 @@ import { createPace } from './pace.js';
  *     └──told to wait (429)──▶ closed so long ──▶ open                   └──failed──▶ closed, for longer
  *
  * A request that has to be divided becomes several `Unit`s, which go before anything larger or new: apart by the column
- * that the answer names, else in halves, until the guilty call is alone. One that the destination fails at is sent once
+ * that the answer names, else in halves, until the guilty call is alone. Where each carries that column beside others, all
+ * are given the refusal instead: they are taken apart by whoever sent them. One that the destination fails at is sent once
  * more; when that fails, too, it is divided as well, unless nothing else gets through either.
  *
  * A call that isn't sent within its patience, or meets a quota, is given back as it was (null): it must be built from
@@ -213,7 +214,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     );
   };
 
-  /** All carry the named column beside others: who sent them takes them apart, and the others needn't wait for the guilty. */
+  /** Whether all carry the named column beside others. */
   const isMerged = (entries: readonly Entry<R>[], field: string | null): boolean =>
     field !== null && entries.every(({ item }) => item.fields.length > 1 && item.fields.includes(field));
 

@@ -7,6 +7,7 @@ import { backoffMs } from '../lib/backoff.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
 import type { Logger } from '../lib/logger.js';
 import { createSignal } from '../lib/signal.js';
+import { FOREIGN } from './install.js';
 import { openSource, type Capture, type Taken } from './capture.js';
 import { ASLEEP_UNTIL, CAPTURE_SCHEMA, CHANNEL } from './trigger-sql.js';
 
@@ -125,9 +126,7 @@ export function startMover({ source, capture, installation, follows, notifies, l
     const { rows } = await client.query<{ until: string }>({ ...FALL_ASLEEP, values: [installation] });
     const [row] = rows;
     if (row === undefined) {
-      throw new OperatorError(
-        'The source is captured for another personas-sync (its state has another id). Uninstall there first, or give this one a source of its own.',
-      );
+      throw new OperatorError(FOREIGN);
     }
     asleep = { until: row.until, since: performance.now() };
     failures = 0;

@@ -181,6 +181,7 @@ ${selectKeys(kind, watch, '      ')};
     end if;`;
 }
 
+/** An update has an old row for each new one, and a truncation none. */
 function capture(kind: StatementKind, watches: readonly Watch[]): string {
   if (kind === 'insert' || kind === 'delete') return watches.map((watch) => captureOneOrMore(kind, watch)).join('\n');
   const selects = watches.map((watch) => selectKeys(kind, watch, '    '));
