@@ -12,10 +12,9 @@ import { createPace } from './pace.js';
  *   open ──too many requests in a row fail──▶ closed for a while ──▶ trying: one request at a time ──answered──▶ open
  *     └──told to wait (429)──▶ closed so long ──▶ open                   └──failed──▶ closed, for longer
  *
- * A request that has to be divided becomes several `Unit`s, which go before anything larger or new: apart by the column
- * that the answer names, else in halves, until the guilty call is alone. Where each carries that column beside others, all
- * are given the refusal instead: they are taken apart by whoever sent them. One that the destination fails at is sent once
- * more; when that fails, too, it is divided as well, unless nothing else gets through either.
+ * A request that has to be divided becomes several `Unit`s, which go before anything larger or new: apart by the column that
+ * the answer names (where all carry it beside others, by their sender), else in halves, until the guilty call is alone. One
+ * that the destination fails at is sent once more; when that fails, too, it is divided as well, unless nothing gets through.
  *
  * A call that isn't sent within its patience, or meets a quota, is given back as it was (null): it must be built from
  * values as of the moment when it is sent, and what waits belongs into the outbox. One whose request failed may be given
