@@ -428,12 +428,17 @@ describe('status while a daemon delivers', () => {
       expect(await look()).toMatchObject({ waiting: expect.any(Number) as number, drainsInSeconds: 0 });
       expect((await site.run('resume', 'vip')).code).toBe(0);
       const text = (await site.run('status')).stdout;
-      expect(text).toContain('iterable leaves out these fields of what it is sent: vip.');
+      expect(text).toContain('iterable has left out these fields of what it was sent, within the last week: vip.');
       expect(text).toMatch(/users_bulk_update/);
     } finally {
       daemon.process.kill('SIGTERM');
-      await daemon.ended;
     }
+    expect((await daemon.ended).stderr).toContain('Fields of what is sent are left out there: vip.');
+    // Whoever leads next has heard nothing of it, and nor has the next version.
+    expect((await site.run('sync')).code).toBe(0);
+    expect(await look()).toMatchObject({ droppedFields: ['vip'] });
+    await site.sql(`update personas.destination set left_out = jsonb_build_object('vip', now() - interval '8 days')`);
+    expect(await look()).toMatchObject({ droppedFields: [] });
   });
 });
 
@@ -459,6 +464,27 @@ describe('pause and resume', () => {
     expect(resumed.stdout).toContain('10 waiting calls are sent by the daemon, or by `personas-sync sync`');
     expect((await site.run('sync')).code).toBe(0);
     expect(site.simulator.user('u1')?.fields).toMatchObject({ vip: 'false' });
+  });
+
+  it('have a field sent again that was refused for everybody', async () => {
+    await site.sql(
+      `update personas.definition_destination set stopped_fields = '{"vip": "It was refused."}'
+       where definition_id = (select id from personas.definition where key = 'vip')`,
+    );
+    await site.sql('update people set vip = not vip where id between 11 and 14');
+    const synced = await site.run('sync');
+    expect(synced.code).toBe(2);
+    expect(synced.stderr).toContain('4 refused calls');
+    expect((await site.run('failed', 'list')).stdout).toContain('was not sent any more; when that is mended');
+    expect((await site.run('status')).stdout).toContain(
+      'The field vip of vip is not sent to iterable any more: It was refused. When that is mended, `personas-sync resume vip` sends it.',
+    );
+    const resumed = await site.run('resume', 'vip');
+    expect(resumed.stdout).toContain('and the calls that waited go on, with 4 values that had been left out');
+    expect((await site.run('sync')).code).toBe(0);
+    expect((await site.run('status')).stdout).not.toContain('The field vip');
+    const [{ vip } = {}] = await site.sql('select vip from people where id = 11');
+    expect(site.simulator.user('u11')?.fields).toMatchObject({ vip: String(vip) });
   });
 
   it('say how long they wait where the last leader may still have requests open', async () => {

@@ -124,6 +124,7 @@ const statusJson = z.strictObject({
       drainsInSeconds: z.int().nullable(),
       droppedFields: z.array(z.string()),
       stoppedDefinitions: z.array(z.strictObject({ definition: z.string(), reason: z.string() })),
+      stoppedFields: z.array(z.strictObject({ definition: z.string(), field: z.string(), reason: z.string() })),
       lanes: z.array(
         z.strictObject({
           name: z.string(),

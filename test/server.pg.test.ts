@@ -154,6 +154,11 @@ describe('start', () => {
     const before = Date.now();
     const { url } = await serve();
     await expect.poll(isSynced, SOON).toBe(true);
+    await site.sql(
+      `update personas.destination set left_out = jsonb_build_object('spent', now(), 'vip', now() - interval '8 days');
+       update personas.definition_destination set stopped_fields = '{"spent": "It was refused."}'
+       where definition_id = (select id from personas.definition where key = 'spent')`,
+    );
     const { status, type, text } = await ask(`${url}/metrics`);
     expect({ status, type }).toEqual({ status: 200, type: 'text/plain; version=0.0.4; charset=utf-8' });
     expect(text.endsWith('\n')).toBe(true);
@@ -183,6 +188,11 @@ describe('start', () => {
     expect(all('personas_oldest_waiting_call_seconds')).toEqual([{ labels: { destination }, value: 0 }]);
     expect(all('personas_dead_calls')).toEqual([{ labels: { destination }, value: 1 }]);
     expect(all('personas_destination_stopped')).toEqual([{ labels: { destination }, value: 0 }]);
+    expect(all('personas_fields_left_out')).toEqual([{ labels: { destination }, value: 1 }]);
+    expect(all('personas_definition_calls_stopped')).toEqual([
+      { labels: { destination, definition: 'spent' }, value: 1 },
+      { labels: { destination, definition: 'vip' }, value: 0 },
+    ]);
     expect(all('personas_definition_members')).toEqual(
       expect.arrayContaining([
         { labels: { definition: 'vip' }, value: 20 },

@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { listDead, retryDead } from '../src/outbox/dead.js';
-import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+import { createHarness, type Definitions, type Harness, type HarnessOptions } from './support/harness.js';
 import { holdDefinition } from './support/lock.js';
 
 /** What is given up for good or until a person says so: people whom Iterable has forgotten, definitions that it refuses. */
@@ -93,39 +93,19 @@ describe('a definition whose calls are refused for their content', () => {
     expect(await harness.state('select count(*)::int4 as n from dead_call')).toEqual([{ n: 0 }]);
   });
 
-  it.each([
-    ['singly', 400],
-    ['in bulk', 2_500],
-  ])('for one of its fields in a row is stopped as well, %s: the others have the lanes', async (_, people) => {
-    await begin({
-      tables: TABLES.replace(String(PEOPLE), String(people)),
-      audiences: [VIP],
-      traits: [STATS],
-    });
-    await harness.reconfigure({
-      audiences: [VIP],
-      traits: [STATS],
-      destinations: {
-        iterable: {
-          type: 'iterable',
-          api_key: 'test-key',
-          region: harness.simulator.url,
-          quotas: { users_bulk_update: 100 },
-        },
-      },
-    });
-    harness.simulator.setQuota('users/bulkUpdate', 'off');
-    await fetch(`${harness.simulator.url}/api/users/update`, {
-      method: 'POST',
-      headers: { 'api-key': 'test-key', 'content-type': 'application/json' },
-      body: JSON.stringify({ userId: 'first', dataFields: { bad: 7 } }),
-    });
-    const { delivery } = await harness.sync();
-    expect(delivery?.stopped).toBeGreaterThan(people / 2);
-    expect(delivery?.refused).toBeLessThan(people / 4);
-    expect(delivery?.reason).toContain('The calls of "stats" to "iterable" wait: 100 calls in a row were refused');
-    expect([...harness.simulator.users()].filter(({ fields }) => fields['vip'] === 'true')).toHaveLength(people);
-    expect(harness.simulator.stats.count('users/bulkUpdate')).toBeLessThan(people / 4);
+  it('a hundred times in a row over many commands is stopped as well', async () => {
+    await begin({ tables: TABLES.replace(String(PEOPLE), '99') });
+    refuse();
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 99, stopped: 0 });
+    await harness.sql(`insert into people (id, user_id) select n, 'u' || n from generate_series(100, 101) as n`);
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 0, stopped: 2 });
+
+    // When it is resumed, counting begins anew.
+    await harness.resume('vip');
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 2, stopped: 0 });
+    harness.simulator.faults.clear();
+    expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect(await harness.state('select streaks from destination')).toEqual([{ streaks: {} }]);
   });
 
   it('holds up nobody else’s first sync, however many of its calls wait', async () => {
@@ -157,6 +137,133 @@ describe('a definition whose calls are refused for their content', () => {
       match: ({ body }) => /"u\d*[1-7]"/.test(body),
     });
     expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: 175 });
+  });
+});
+
+describe('a field that is refused for everybody', () => {
+  const reconfigureWith = (quotas: Record<string, number>, definitions: Definitions): Promise<void> =>
+    harness.reconfigure({
+      ...definitions,
+      destinations: {
+        iterable: { type: 'iterable', api_key: 'test-key', region: harness.simulator.url, quotas },
+      },
+    });
+  const giveType = (): Promise<unknown> =>
+    fetch(`${harness.simulator.url}/api/users/update`, {
+      method: 'POST',
+      headers: { 'api-key': 'test-key', 'content-type': 'application/json' },
+      body: JSON.stringify({ userId: 'first', dataFields: { bad: 7 } }),
+    });
+  const stoppedFields = (): Promise<unknown> =>
+    harness.state(
+      `select d.key, dd.stopped, dd.stopped_fields as fields from definition_destination as dd
+       join definition as d on d.id = dd.definition_id where dd.stopped is not null or dd.stopped_fields <> '{}'`,
+    );
+  const REASON = '100 calls in a row were refused for their content, the last with RequestFieldsTypesMismatched.';
+  const have = (field: string): number =>
+    [...harness.simulator.users()].filter(({ fields }) => fields[field] !== undefined).length;
+
+  it.each([
+    ['singly', 400],
+    ['in bulk', 2_500],
+  ])('is left out, %s: what is well of its definition goes on, and so do the others', async (_, people) => {
+    const definitions = { audiences: [VIP], traits: [STATS] };
+    await begin({ tables: TABLES.replace(String(PEOPLE), String(people)), ...definitions });
+    await reconfigureWith({ users_bulk_update: 100 }, definitions);
+    harness.simulator.setQuota('users/bulkUpdate', 'off');
+    await giveType();
+    const { delivery } = await harness.sync();
+    expect(delivery).toMatchObject({ waiting: 0, ahead: 0, stopped: 0, refused: people });
+    expect([have('vip'), have('good'), have('bad')]).toEqual([people, people, 1]);
+    expect(harness.simulator.stats.count('users/bulkUpdate')).toBeLessThan(people / 4);
+    expect(await stoppedFields()).toEqual([{ key: 'stats', stopped: null, fields: { bad: REASON } }]);
+    const [{ tried } = {}] = await harness.state(
+      `select count(*) filter (where reason <> 'FieldStopped')::int4 as tried from dead_call`,
+    );
+    expect(tried).toBeGreaterThanOrEqual(99);
+    expect(tried).toBeLessThan(people / 2);
+
+    // What changes meanwhile gets through, but for this field.
+    await harness.sql(`update people set vip = false where id = 1; delete from people where id = 2`);
+    const before = harness.simulator.requests().length;
+    await harness.sync();
+    expect(harness.simulator.user('u1')?.fields).toMatchObject({ vip: 'false' });
+    expect(harness.simulator.user('u2')?.fields).not.toHaveProperty('good');
+    expect(
+      harness.simulator
+        .requests()
+        .slice(before)
+        .some(({ body }) => body.includes('"bad"')),
+    ).toBe(false);
+  });
+
+  const refuse = (field: string, endpoint = 'users/update'): void =>
+    harness.simulator.faults.failRandomly({
+      share: 1,
+      seed: 1,
+      status: 400,
+      body: { code: 'BadParams', msg: 'no', params: null },
+      match: (request) => request.endpoint === endpoint && request.body.includes(field),
+    });
+
+  it('is sent to everybody when a person resumes its definition', async () => {
+    await begin({ traits: [STATS] });
+    refuse('"bad"');
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: PEOPLE });
+    harness.simulator.faults.clear();
+    await harness.resume('stats');
+    expect(await stoppedFields()).toEqual([]);
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: 0 });
+    // Those who were refused wait for a person: what was refused of them may be theirs.
+    const [{ refused } = {}] = await harness.state('select count(*)::int4 as refused from dead_call');
+    expect(have('bad')).toBe(PEOPLE - Number(refused));
+    expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect([have('good'), have('bad')]).toEqual([PEOPLE, PEOPLE]);
+  });
+
+  it('is sent again by `failed retry`, too', async () => {
+    await begin({ traits: [STATS] });
+    refuse('"bad"');
+    await harness.sync();
+    harness.simulator.faults.clear();
+    expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect(await stoppedFields()).toEqual([]);
+    expect(have('bad')).toBe(PEOPLE);
+  });
+
+  it('and was the last of its definition has the calls wait', async () => {
+    await begin({ audiences: [], traits: [STATS] });
+    refuse('userId');
+    const { delivery } = await harness.sync();
+    expect(delivery?.stopped).toBeGreaterThan(0);
+    expect(delivery).toMatchObject({ waiting: 0, reason: expect.stringContaining('The calls of "stats"') as string });
+    expect(await stoppedFields()).toMatchObject([{ key: 'stats', fields: {} }]);
+    harness.simulator.faults.clear();
+    await harness.resume('stats');
+    await harness.sync();
+    expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
+    expect([have('good'), have('bad')]).toEqual([PEOPLE, PEOPLE]);
+  });
+
+  it('may be a place on a list, whose audience is sent as a trait all the same', async () => {
+    const audiences = [{ ...VIP, send: ['identify', 'list'] }];
+    await begin({ audiences });
+    await reconfigureWith({ lists: 100 }, { audiences });
+    refuse('subscribers', 'lists/subscribe');
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: PEOPLE });
+    expect(have('vip')).toBe(PEOPLE);
+    expect(await stoppedFields()).toMatchObject([
+      { key: 'vip', stopped: null, fields: { '.list': expect.stringContaining('BadParams') as string } },
+    ]);
+    harness.simulator.faults.clear();
+    await harness.resume('vip');
+    await harness.request('retry', FILTER);
+    expect(
+      harness.simulator
+        .lists()
+        .find(({ name }) => name === 'vip')
+        ?.members(),
+    ).toHaveLength(PEOPLE);
   });
 });
 

@@ -1,7 +1,7 @@
 import pc from 'picocolors';
 import { parseInterval } from '../lib/duration.js';
 import { OperatorError } from '../lib/errors.js';
-import { listDead, type DeadFilter, type DeadGroup } from '../outbox/dead.js';
+import { FIELD_STOPPED, listDead, type DeadFilter, type DeadGroup } from '../outbox/dead.js';
 import { LIST } from '../outbox/queue.js';
 import { act } from './act.js';
 import { agrees, type CommandContext } from './command.js';
@@ -22,6 +22,8 @@ const ADVICE: Readonly<Record<string, string>> = {
   UnknownUserIdError: 'Iterable does not know the userId; it is tried again by itself after a day',
   UniqueFieldsLimitExceeded:
     'the project has as many fields as it may have: remove some in Iterable, then `failed retry`',
+  [FIELD_STOPPED]:
+    'a hundred in a row had been refused for this field, so that it was not sent any more; when that is mended, `personas-sync resume` the definition',
   ForbiddenParamsError: 'Iterable keeps the field for itself: give it another name',
 };
 const ANSWER_LENGTH = 160;

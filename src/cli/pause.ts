@@ -1,6 +1,7 @@
 import { inTransaction } from '../db/connect.js';
 import { wakeLeader } from '../db/wake.js';
 import { OperatorError } from '../lib/errors.js';
+import { FIELD_STOPPED, retryDead } from '../outbox/dead.js';
 import { resumeCalls } from '../sync/cursor.js';
 import type { CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
@@ -111,8 +112,11 @@ async function resumeDefinition({ opened, output }: CommandContext, key: string)
     );
     return { resumed: await resumeCalls(client, id), isJudged: judged.rowCount === 1 };
   });
+  const leftOut = { keys: [key], reason: FIELD_STOPPED, destination: null, olderThan: null };
+  const { count } = resumed === 0 ? { count: 0 } : await retryDead(opened.databases.state.pool, leftOut);
   output.object({ definition: key, state: 'active', changed: state === 'paused' || resumed > 0 || isJudged });
-  const calls = resumed === 0 ? '' : ', and the calls that waited go on';
+  const sent = count === 0 ? '' : `, with ${countOf(count, 'value')} that had been left out`;
+  const calls = resumed === 0 ? '' : `, and the calls that waited go on${sent}`;
   const done = `${state === 'paused' ? 'is run again when it is due' : 'is not paused'}${calls}`;
   const next =
     heldRun === null

@@ -1,4 +1,6 @@
 import pc from 'picocolors';
+import { LEFT_OUT_FOR } from '../outbox/noted.js';
+import { LIST } from '../outbox/queue.js';
 import type { Opened } from './open.js';
 import { countOf, formatCount, formatDuration, formatTable, plain, SIGN } from './output.js';
 import { quotasOf } from './quotas.js';
@@ -16,10 +18,12 @@ export interface DestinationStatus {
   configured: boolean;
   /** How long it takes to drain at the present rate; null where nothing moves, or nobody leads. */
   drainsInSeconds: number | null;
-  /** Fields that the destination leaves out of what it is sent. */
+  /** Fields that the destination has left out of what it was sent lately. */
   droppedFields: readonly string[];
   /** Definitions whose calls wait here for a person, and why. */
   stoppedDefinitions: readonly { definition: string; reason: string }[];
+  /** Fields that are left out of what is sent, since it was refused for them. */
+  stoppedFields: readonly { definition: string; field: string; reason: string }[];
   lanes: readonly LaneStatus[];
 }
 
@@ -37,10 +41,10 @@ interface LaneStatus {
 /** What the leader has last told of a destination; all of it is old news where nobody leads. */
 interface Told {
   acknowledgedPerSecond: number;
-  lanes: readonly (LaneStatus & { dropped: readonly string[] })[];
+  lanes: readonly LaneStatus[];
 }
 
-interface DestinationRow extends Omit<DestinationStatus, 'lanes' | 'configured' | 'drainsInSeconds' | 'droppedFields'> {
+interface DestinationRow extends Omit<DestinationStatus, 'lanes' | 'configured' | 'drainsInSeconds'> {
   /** Calls that nothing keeps from being sent, and those of backfills that are still to come. */
   moving: number;
   ahead: number;
@@ -64,7 +68,13 @@ export async function readDestinations(
           and (d.id, t.id) not in (select definition_id, destination_id from held)) as ahead,
        (select coalesce(jsonb_agg(jsonb_build_object('definition', d.key, 'reason', dd.stopped) order by d.key), '[]')
         from definition_destination as dd join definition as d on d.id = dd.definition_id
-        where dd.destination_id = t.id and dd.stopped is not null and ($1::text is null or d.key = $1)) as "stoppedDefinitions"
+        where dd.destination_id = t.id and dd.stopped is not null and ($1::text is null or d.key = $1)) as "stoppedDefinitions",
+       (select coalesce(jsonb_agg(jsonb_build_object('definition', d.key, 'field', f.key, 'reason', f.value) order by d.key, f.key), '[]')
+        from definition_destination as dd join definition as d on d.id = dd.definition_id
+        cross join lateral jsonb_each_text(dd.stopped_fields) as f
+        where dd.destination_id = t.id and ($1::text is null or d.key = $1)) as "stoppedFields",
+       array(select field from jsonb_each_text(t.left_out) as known(field, at)
+         where at::timestamptz > now() - interval '${LEFT_OUT_FOR}' order by field) as "droppedFields"
      from destination as t
      left join (
        select destination_id, count(*) as waiting, count(*) filter (where held.definition_id is null) as moving,
@@ -94,7 +104,6 @@ export async function readDestinations(
         ...row,
         configured: destination !== undefined,
         drainsInSeconds: left === 0 ? 0 : rate > 0 ? Math.ceil(left / rate) : null,
-        droppedFields: [...new Set(delivery?.lanes.flatMap(({ dropped }) => dropped))],
         lanes,
       };
     })
@@ -149,16 +158,22 @@ export function describeLanes(destinations: readonly DestinationStatus[]): strin
 /** What a person should know or do about destinations, a line each. */
 export function adviseOnDestinations(destinations: readonly DestinationStatus[]): string[] {
   const lines: string[] = [];
-  for (const { name, host, state, reason, configured, waiting, droppedFields, stoppedDefinitions } of destinations) {
-    for (const { definition, reason: why } of stoppedDefinitions) {
+  for (const { name, host, state, reason, configured, waiting, droppedFields, ...stopped } of destinations) {
+    for (const { definition, reason: why } of stopped.stoppedDefinitions) {
       lines.push(
         `${SIGN.bad} The calls of ${definition} to ${plain(name)} wait: ${plain(why)} When that is mended, \`personas-sync resume ${definition}\` lets them go.`,
+      );
+    }
+    for (const { definition, field, reason: why } of stopped.stoppedFields) {
+      const what = field === LIST ? `The list of ${definition}` : `The field ${plain(field)} of ${definition}`;
+      lines.push(
+        `${SIGN.bad} ${what} is not sent to ${plain(name)} any more: ${plain(why)} When that is mended, \`personas-sync resume ${definition}\` sends it.`,
       );
     }
     if (droppedFields.length > 0) {
       const fields = droppedFields.slice(0, 10).map(plain).join(', ');
       lines.push(
-        `${SIGN.bad} ${plain(name)} leaves out these fields of what it is sent: ${fields}. Look at its field list.`,
+        `${SIGN.bad} ${plain(name)} has left out these fields of what it was sent, within the last week: ${fields}. Look at its field list.`,
       );
     }
     if (!configured && waiting > 0) {

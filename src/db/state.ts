@@ -64,6 +64,8 @@ interface Tables {
     state: Generated<'active' | 'paused' | 'stopped'>;
     reason: string | null;
     delivery: unknown;
+    left_out: Generated<unknown>;
+    streaks: Generated<unknown>;
   };
   definition_destination: {
     definition_id: number;
@@ -78,6 +80,7 @@ interface Tables {
     list_existing_only: Generated<boolean>;
     list_id: number | null;
     stopped: string | null;
+    stopped_fields: Generated<unknown>;
     identified_until: Date | null;
     listed_until: Date | null;
     backfill: 'initial' | 'backfill' | null;

@@ -71,6 +71,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
   let replacing: Promise<void> = Promise.resolve();
 
   const tell = async ({ id, dispatcher }: (typeof running)[number]): Promise<void> => {
+    await dispatcher.note();
     const delivery = JSON.stringify({
       acknowledgedPerSecond: dispatcher.acknowledgedPerSecond(),
       lanes: dispatcher.lanes(),
@@ -87,7 +88,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
     const ending = running;
     running = [];
     await Promise.all(ending.map(({ dispatcher }) => dispatcher.stop()));
-    // What the last answers said of fields that were left out. Where the state is out of reach, nobody is told.
+    // What the last answers have said. Where the state is out of reach, nobody is told.
     for (const each of ending) await tell(each).catch(() => undefined);
     for (const { dispatcher, port } of ending) {
       quietUntil = Math.max(quietUntil, performance.now() + dispatcher.quietMs());

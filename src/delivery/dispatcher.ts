@@ -4,12 +4,14 @@ import type { State } from '../db/state.js';
 import type { Port } from '../destinations/carrier.js';
 import { backoffMs } from '../lib/backoff.js';
 import type { Logger } from '../lib/logger.js';
-import { loadWaiting, type WaitingRow } from '../outbox/queue.js';
+import { LIST, loadWaiting, type WaitingRow } from '../outbox/queue.js';
 import { createSettler, holdBack, markAnew, type Settlement, type Settler } from '../outbox/settle.js';
-import { noteList, stopDefinition, stopDestination } from '../outbox/noted.js';
+import { noteLeftOut, noteList, noteStreaks, readStreaks, stopCalls, stopDestination } from '../outbox/noted.js';
 import { isMoreWaiting, keepReader, readQueue, type QueueRead, type Room } from '../outbox/reader.js';
 import { createBookmark, isShut, LOOK_EVERY_MS } from './bookmark.js';
 import type { LaneFigures } from './lane.js';
+import { createLeftOut } from './left-out.js';
+import { createLists } from './lists.js';
 import { createMeter } from './meter.js';
 import { createOutlet, type Memory, type Outlet } from './outlet.js';
 import { deliverRecipient, type Delivered, type Desk } from './recipient.js';
@@ -35,6 +37,8 @@ export interface Dispatcher {
   nudge: (lowestId?: number) => void;
   /** Takes nothing new, waits for what is under way. */
   stop: () => Promise<void>;
+  /** Writes down what has been noticed: what is refused, and what the destination leaves out. */
+  note: () => Promise<void>;
   lanes: () => readonly LaneFigures[];
   /** Marks and events that were acknowledged, a second. */
   acknowledgedPerSecond: () => number;
@@ -85,6 +89,7 @@ const AFTER_BUG_MS = 60_000;
 /** A request of a lease that was lost may still be applied for so long. */
 const LATE_MS = 60_000;
 
+const describeField = (field: string | null): string => (field === LIST ? 'The list' : `The field "${field}"`);
 const hasLive = (rows: readonly WaitingRow[]): boolean => rows.some(({ priority }) => priority === 0);
 
 export function startDispatcher(options: DispatcherOptions): Dispatcher {
@@ -93,7 +98,6 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
   const signal = createSignal();
   const slots = createSlots(SIZES.single.most, signal.notify);
   const acknowledged = createMeter();
-  const lists = new Map<string, ReturnType<Desk['listOf']>>();
   const underWay = createUnderWay();
   const reader = keepReader(state.pool);
   const flush = createFlush(state.pool);
@@ -110,7 +114,17 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
 
   const mayBegin = (timeoutMs: number): boolean =>
     !stopping && refusal === null && destinationState === 'active' && options.mayBegin(timeoutMs);
-  const outlet = createOutlet({ port, mayBegin, memory: options.memory, onFree: signal.notify });
+  const leftOut = createLeftOut({
+    write: (fields) => noteLeftOut(state, leader, destinationId, fields),
+    onNew: (fields) => log.warn(`Fields of what is sent are left out there: ${fields.join(', ')}.`, destination),
+  });
+  const outlet = createOutlet({
+    port,
+    mayBegin,
+    memory: options.memory,
+    onFree: signal.notify,
+    onLeftOut: leftOut.hear,
+  });
 
   let countedAt = -Infinity;
   let liveReadAt = -Infinity;
@@ -155,32 +169,28 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     await markAnew(state, destinationId, recipient, marks, LATE_MS);
   };
 
-  /** The list of a definition, by its name: asked for once, and again only where that came to nothing. */
-  const listOf: Desk['listOf'] = async ({ definitionId, list }) => {
-    if (list === null) throw new Error('The definition fills no list.');
-    if (list.id !== null) return { kind: 'list', id: list.id };
-    const name = `${definitionId} ${list.name}`;
-    const asking = lists.get(name) ?? findList(definitionId, list.name);
-    lists.set(name, asking);
-    const found = await asking.catch((error: unknown) => {
-      lists.delete(name);
-      throw error;
-    });
-    if (found?.kind !== 'list') lists.delete(name);
-    return found;
-  };
-  const findList = async (definitionId: number, name: string): ReturnType<Desk['listOf']> => {
-    const found = await outlet.listOf(name);
-    if (found?.kind === 'list') await noteList(state, leader, { destinationId, definitionId, name, listId: found.id });
-    return found;
-  };
+  const lists = createLists({
+    find: (name) => outlet.listOf(name),
+    note: (list) => noteList(state, leader, { destinationId, ...list }),
+  });
 
   const stops = createStops({
+    read: () => readStreaks(state, destinationId),
+    note: (streaks) => noteStreaks(state, leader, destinationId, streaks),
     write: async (stop) => {
-      const key = await stopDefinition(state, leader, { destinationId, ...stop });
-      log.error(`The calls of "${key}" wait for a person: ${stop.reason}`, destination);
+      const { key, stopped } = await stopCalls(state, leader, destinationId, stop);
+      const what =
+        stopped === 'field'
+          ? `${describeField(stop.field)} of "${key}" is not sent any more`
+          : `The calls of "${key}" wait`;
+      log.error(`${what}, until a person resumes it: ${stop.reason}`, destination);
+      return stopped;
     },
-    onStop: signal.notify,
+    onStop: ({ field }) => {
+      // Those that are being taken apart for it would have the lane for long.
+      if (field !== null) outlet.withdraw([field]);
+      signal.notify();
+    },
   });
   const desk: Desk = {
     outlet,
@@ -188,18 +198,14 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       if (destinationState === 'active') refusal ??= reason;
       signal.notify();
     },
-    listOf,
+    listOf: lists.of,
     stopDefinition: (definitionId, reason) => {
-      for (const name of [...lists.keys()]) if (name.startsWith(`${definitionId} `)) lists.delete(name);
-      stops.stop({ definitionId, reason, isListGone: true });
+      lists.forget(definitionId);
+      stops.listGone(definitionId, reason);
     },
     passed: stops.passed,
-    refused: (row, reason) => {
-      const goesOn = stops.refused(row, reason);
-      // Those that are being taken apart for it would have the lane for long.
-      if (!goesOn && row.kind === 'm') outlet.withdraw(row.values.map(({ field }) => field));
-      return goesOn;
-    },
+    refused: stops.refused,
+    leavesOut: stops.leavesOut,
   };
 
   const release = (recipient: string, lowestLeft: number, hasMoved = true): void => {
@@ -334,7 +340,7 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
     if ((read.state === 'active' && destinationState !== 'active') || String(read.paused) !== String(paused))
       bookmark.hear(0);
     [destinationState, destinationReason, paused] = [read.state, read.reason, read.paused];
-    stops.heed(paused);
+    stops.heed({ definitions: paused, fields: read.stoppedFields });
     if (!(await choosePipeline(!read.isEnd))) return LOOK_EVERY_MS;
     await take(read.rows);
     isDatabaseAway = false;
@@ -372,6 +378,10 @@ export function startDispatcher(options: DispatcherOptions): Dispatcher {
       reader.close();
       while (slots.taken() > 0) await signal.wait(LOOK_EVERY_MS);
       for (const settler of Object.values(settlers)) settler.close();
+    },
+    note: async () => {
+      await stops.note();
+      await leftOut.note();
     },
     lanes: outlet.figures,
     acknowledgedPerSecond: () => acknowledged.perSecond(performance.now()),

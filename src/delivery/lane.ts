@@ -51,8 +51,6 @@ export interface LaneFigures {
   throttled: number;
   calls: number;
   pausedMs: number;
-  /** Fields that the destination has left out (`filteredOutFields`). */
-  dropped: readonly string[];
 }
 
 const PATIENCE_MS = 1_000;
@@ -66,7 +64,6 @@ const FAILED_PAUSE = { firstMs: 500, longestMs: 5_000 };
 const THROTTLED_PAUSE = { firstMs: 1_000, longestMs: 30_000 };
 /** Requests that are open at once: enough for the full quota at a tenth of a second of latency. */
 const MOST_OPEN = 300;
-const MOST_DROPPED = 100;
 /** Of the room for calls, so much has to be left that more are asked for. */
 const WORTHWHILE = 0.25;
 const TOO_LARGE = {
@@ -103,9 +100,10 @@ export interface LaneOptions<R> {
   /** Whether a request may begin now: the lease isn't about to end, and the next leader knows how long it may be open. */
   mayBegin: () => boolean;
   onFree: () => void;
+  onLeftOut: (fields: readonly string[]) => void;
 }
 
-export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }: LaneOptions<R>): Lane<R> {
+export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, onLeftOut }: LaneOptions<R>): Lane<R> {
   const pace = createPace(carrier.perSecond);
   const patienceMs = Math.max(PATIENCE_MS, 2_000 / carrier.perSecond);
   const failuresBeforePause = FAILURES_BEFORE_PAUSE[carrier.most === 1 ? 'single' : 'bulk'];
@@ -122,7 +120,6 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
   let open = 0;
   const counts = { requests: 0, throttled: 0, calls: 0 };
   const meters = { requests: createMeter(), calls: createMeter() };
-  const dropped = new Set<string>();
 
   const isTroubled = (): boolean => failures >= failuresBeforePause;
   /** Closes the lane for so long; without a length, for one that grows with each pause until a success. */
@@ -228,7 +225,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
     const { entries } = unit;
     switch (judged.kind) {
       case 'each':
-        for (const field of judged.dropped) if (dropped.size < MOST_DROPPED) dropped.add(field);
+        if (judged.dropped.length > 0) onLeftOut(judged.dropped);
         entries.forEach(({ resolve }, index) => resolve(judged.verdicts[index] ?? null));
         return;
       case 'whole':
@@ -392,7 +389,6 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree }:
         callsPerSecond: meters.calls.perSecond(at),
         ...counts,
         pausedMs: pace.pausedMs(at),
-        dropped: [...dropped],
       };
     },
   };

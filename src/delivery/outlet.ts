@@ -45,6 +45,8 @@ export interface OutletOptions {
   mayBegin: (timeoutMs: number) => boolean;
   memory: Memory;
   onFree: () => void;
+  /** The destination has left these fields out of what it was sent. */
+  onLeftOut: (fields: readonly string[]) => void;
 }
 
 /** Five requests of a thousand users a second, and ten of events, for a minute; a third more, so that it is seldom full. */
@@ -76,14 +78,15 @@ export function createMemory(bulkAgoMs: number): Memory {
   return { users: create(MOST_USERS), events: create(MOST_EVENTS) };
 }
 
-export function createOutlet({ port, mayBegin, memory, onFree }: OutletOptions): Outlet {
+export function createOutlet({ port, mayBegin, memory, onFree, onLeftOut }: OutletOptions): Outlet {
   const now = (): number => performance.now();
   const lanes = new Map<Carrier<unknown>, Lane<unknown>>();
   const laneOf = <R>(carrier: Carrier<R>): Lane<R> => {
     const known = lanes.get(carrier);
     if (known !== undefined) return known as Lane<R>;
     const { timeoutMs } = carrier;
-    const lane = createLane({ carrier, transmit: port.transmit, mayBegin: () => mayBegin(timeoutMs), onFree });
+    const { transmit } = port;
+    const lane = createLane({ carrier, transmit, mayBegin: () => mayBegin(timeoutMs), onFree, onLeftOut });
     lanes.set(carrier, lane);
     return lane;
   };

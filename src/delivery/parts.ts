@@ -22,9 +22,11 @@ export interface Part {
 /** What goes in one update: one part at least. */
 export type Parts = readonly [Part, ...Part[]];
 
-/** All that are fields of some marks, as one update; null where there are none. */
+/** All that are fields of some marks and not refused yet, as one update; null where there are none. */
 export function partsOf(all: readonly Progress[]): Parts | null {
-  const [first, ...others] = all.map((of): Part => ({ of, columns: columnsOf(of.mark) })).filter(hasColumns);
+  const open = ({ mark, refused }: Progress): readonly string[] =>
+    columnsOf(mark).filter((column) => !refused.includes(column));
+  const [first, ...others] = all.map((of): Part => ({ of, columns: open(of) })).filter(hasColumns);
   return first === undefined ? null : [first, ...others];
 }
 

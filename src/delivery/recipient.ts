@@ -2,6 +2,7 @@ import type { ListChange } from '../core/call.js';
 import { nextStep } from '../core/next.js';
 import type { Refusal, Verdict } from '../core/verdict.js';
 import { backoffMs } from '../lib/backoff.js';
+import { FIELD_STOPPED } from '../outbox/dead.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
 import type { Outlet, Urgency } from './outlet.js';
@@ -24,9 +25,12 @@ export interface Desk {
   listOf: (mark: WaitingMark) => Promise<{ kind: 'list'; id: number } | Verdict | null>;
   /** What a definition's calls go to is gone: they wait for a person. */
   stopDefinition: (definitionId: number, reason: string) => void;
-  /** A call of the definition was accepted, or refused for its content; false where its calls wait from now on. */
-  passed: (row: WaitingRow) => void;
-  refused: (row: WaitingRow, reason: string) => boolean;
+  /** A field of a definition was accepted, or an event of it (null). */
+  passed: (definitionId: number, field: string | null) => void;
+  /** One was refused for its content; false where the call waits from now on. */
+  refused: (definitionId: number, field: string | null, reason: string) => boolean;
+  /** Whether a field of a definition isn't sent any more. */
+  leavesOut: (definitionId: number, field: string) => boolean;
 }
 
 export interface Delivered {
@@ -57,6 +61,14 @@ const KNOWN_TO_BE_FORGOTTEN = {
   reason: FORGOTTEN,
   field: null,
   answer: 'Not sent: an earlier call was refused because the destination has forgotten this person.',
+} as const;
+/** What is refused for everybody isn't sent again and again. */
+const LEFT_OUT = {
+  kind: 'refused',
+  about: 'content',
+  reason: FIELD_STOPPED,
+  field: null,
+  answer: 'Not sent: this field was refused for a hundred people in a row.',
 } as const;
 /** The column that is a place on a list. */
 const PLACE = [LIST];
@@ -147,23 +159,28 @@ function urgencyOf(rows: readonly WaitingRow[]): Urgency {
 }
 
 function acknowledge(errand: Errand, row: WaitingRow): void {
-  errand.desk.passed(row);
   errand.settle({ kind: 'acknowledged', id: row.id, version: row.version, columns: null });
 }
 
 /** False where the call waits instead. */
 function refuse(errand: Errand, row: WaitingRow, columns: readonly string[] | null, verdict: Refused): boolean {
-  const { id, version } = row;
-  const { about, reason, answer } = verdict;
+  const { about, reason } = verdict;
+  const fields = row.kind === 'e' ? [null] : (columns ?? row.values.map(({ field }) => field));
   // What is wrong with a definition shows in all of its calls: they needn't all die of it.
-  if (about === 'content' && !errand.desk.refused(row, reason)) {
+  if (about === 'content' && !fields.every((field) => errand.desk.refused(row.definitionId, field, reason))) {
     errand.lookAgain = true;
     return false;
   }
+  bury(errand, row, columns, verdict);
+  return true;
+}
+
+function bury(errand: Errand, row: WaitingRow, columns: readonly string[] | null, verdict: Refused): void {
+  const { id, version } = row;
+  const { about, reason, answer } = verdict;
   const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
   const forgotten = reason === FORGOTTEN ? errand.recipient : null;
   errand.settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
-  return true;
 }
 
 /** Passes on what ends a call; puts anything else into effect, for the rows that were sent, and gives null. */
@@ -216,14 +233,23 @@ function next(errand: Errand): Task | null {
   }
 }
 
+/** What of a mark isn't sent any more, since it was refused for everybody. */
+function leaveOut(errand: Errand, mark: WaitingMark): readonly string[] {
+  const stopped = mark.values.filter(({ field }) => errand.desk.leavesOut(mark.definitionId, field));
+  const fields = stopped.map(({ field }) => field);
+  if (fields.length > 0) bury(errand, mark, fields, LEFT_OUT);
+  return fields;
+}
+
 /** All fields of some marks are one update; then come their places on lists. */
 function begin(errand: Errand, marks: readonly WaitingMark[]): void {
-  const begun = marks.map((mark): Progress => ({ mark, accepted: [], refused: [] }));
+  const begun = marks.map((mark): Progress => ({ mark, accepted: [], refused: leaveOut(errand, mark) }));
   errand.begun = begun;
   const parts = partsOf(begun);
   if (parts !== null) errand.tasks.push({ kind: 'update', parts, keyAlone: false });
   for (const of of begun) {
-    if (of.mark.values.some(({ field }) => field === LIST)) errand.tasks.push({ kind: 'find list', of });
+    if (of.mark.values.some(({ field }) => field === LIST) && !of.refused.includes(LIST))
+      errand.tasks.push({ kind: 'find list', of });
   }
 }
 
@@ -231,8 +257,7 @@ function begin(errand: Errand, marks: readonly WaitingMark[]): void {
 function settleBegun(errand: Errand): void {
   for (const { mark, accepted, refused } of errand.begun) {
     const isOver = accepted.length + refused.length === mark.values.length;
-    // Where one field of each is refused, all of them would be taken apart for it: that others of it passed says nothing.
-    if (accepted.length === mark.values.length) errand.desk.passed(mark);
+    for (const field of accepted) errand.desk.passed(mark.definitionId, field);
     // What was refused is taken out of the mark; with the rest of it acknowledged, it is gone.
     if (accepted.length > 0) {
       errand.settle({ kind: 'acknowledged', id: mark.id, version: mark.version, columns: isOver ? null : accepted });
@@ -339,6 +364,7 @@ function heedTrack(errand: Errand, { row, keyAlone }: TaskOf<'track'>, answer: V
   const verdict = conclude(errand, answer, [row]);
   if (verdict === null) return 'halt';
   if (verdict.kind === 'acknowledged') {
+    errand.desk.passed(row.definitionId, null);
     acknowledge(errand, row);
     return 'done';
   }

@@ -1,71 +1,106 @@
+import type { Stop, Stopped, Streaks } from '../outbox/noted.js';
+
 /**
- * Definitions whose calls to a destination wait until a person resumes them: what is wrong with a definition shows in all
- * of its calls, and a hundred that were refused for their content, if only for one of their fields, with none accepted as
- * it is between them, say that it is; so does a list that is gone. From the moment when one is stopped, what of it is under way waits, too.
+ * What is sent no more until a person says so, since it is refused one time after the other: what is wrong with a
+ * definition shows in all of its calls, and a hundred that were refused for their content, with none accepted between
+ * them, say that it is. Each field is counted by itself, and so are events. A field that stops is left out of what is
+ * sent; where it was the only one, where it is the events that are refused, or where the list is gone, the calls of the
+ * definition wait.
+ *
+ * What was counted is remembered: a hundred are a hundred also where a command sends a few a day.
  */
-export interface Stop {
-  definitionId: number;
-  reason: string;
-  isListGone: boolean;
+export interface Stops {
+  /** One field of a definition was accepted, or an event of it (null). */
+  passed: (definitionId: number, field: string | null) => void;
+  /** One was refused for its content; false where its call waits instead. */
+  refused: (definitionId: number, field: string | null, reason: string) => boolean;
+  listGone: (definitionId: number, reason: string) => void;
+  /** Whether a field is left out of what is sent. */
+  leavesOut: (definitionId: number, field: string) => boolean;
+  /** Writes down the stops that have not been; first of all reads what was counted before. */
+  flush: () => Promise<void>;
+  /** Writes down what has been counted. */
+  note: () => Promise<void>;
+  /** What is stopped by what is written: others have been resumed. `fields` are named by `fieldName`. */
+  heed: (written: { definitions: readonly number[]; fields: readonly string[] }) => void;
 }
 
-export interface Stops {
-  /** A call of the definition was accepted, all of it; marks and events are counted apart, since one may be well without the other. */
-  passed: (call: { definitionId: number; kind: 'm' | 'e' }) => void;
-  /** One was refused for its content; false where its calls wait instead. */
-  refused: (call: { definitionId: number; kind: 'm' | 'e' }, reason: string) => boolean;
-  stop: (stop: Stop) => void;
-  /** Writes down the stops that have not been. */
-  flush: () => Promise<void>;
-  /** `waiting` are the definitions that are stopped by what is written: another has been resumed. */
-  heed: (waiting: readonly number[]) => void;
+export interface StopsOptions {
+  read: () => Promise<Streaks>;
+  note: (streaks: Streaks) => Promise<void>;
+  write: (stop: Stop) => Promise<Stopped>;
+  /** There is something to flush. */
+  onStop: (stop: Stop) => void;
 }
 
 const MOST = 100;
+const EVENTS = 'events';
 
-export interface StopsOptions {
-  write: (stop: Stop) => Promise<void>;
-  /** There is something to flush. */
-  onStop: () => void;
-}
+/** Names a field of a definition, or its events (null). */
+export const fieldName = (definitionId: number, field: string | null): string => `${definitionId} ${field ?? EVENTS}`;
 
-export function createStops({ write, onStop }: StopsOptions): Stops {
+export function createStops({ read, note, write, onStop }: StopsOptions): Stops {
   const streaks = new Map<string, number>();
-  const nameOf = ({ definitionId, kind }: { definitionId: number; kind: 'm' | 'e' }): string =>
-    `${definitionId} ${kind}`;
-  const stops = new Map<number, { stop: Stop; isWritten: boolean }>();
-  const stop = (each: Stop): void => {
-    if (!stops.has(each.definitionId)) stops.set(each.definitionId, { stop: each, isWritten: false });
-    onStop();
+  let isRead = false;
+  let hasChanged = false;
+  /** What has been decided and isn't written yet. */
+  const decided = new Map<string, Stop>();
+  const definitions = new Set<number>();
+  const fields = new Set<string>();
+
+  const decide = (stop: Stop): void => {
+    const name = fieldName(stop.definitionId, stop.field);
+    if (decided.has(name) || definitions.has(stop.definitionId)) return;
+    decided.set(name, stop);
+    onStop(stop);
   };
+  const forget = (name: string): void => {
+    if (streaks.delete(name)) hasChanged = true;
+  };
+  const recall = async (): Promise<void> => {
+    if (isRead) return;
+    for (const [name, count] of Object.entries(await read())) streaks.set(name, count);
+    isRead = true;
+  };
+
   return {
-    passed: (call) => {
-      streaks.delete(nameOf(call));
+    passed: (definitionId, field) => {
+      if (streaks.size > 0) forget(fieldName(definitionId, field));
     },
-    refused: (call, reason) => {
-      const { definitionId } = call;
-      if (stops.has(definitionId)) return false;
-      const streak = (streaks.get(nameOf(call)) ?? 0) + 1;
-      streaks.set(nameOf(call), streak);
+    refused: (definitionId, field, reason) => {
+      const name = fieldName(definitionId, field);
+      if (definitions.has(definitionId) || decided.has(name)) return false;
+      if (fields.has(name)) return true;
+      const streak = (streaks.get(name) ?? 0) + 1;
+      streaks.set(name, streak);
+      hasChanged = true;
       if (streak < MOST) return true;
       const why = `${MOST} calls in a row were refused for their content, the last with ${reason}.`;
-      stop({ definitionId, reason: why, isListGone: false });
+      decide({ definitionId, field, reason: why, isListGone: false });
       return false;
     },
-    stop,
+    listGone: (definitionId, reason) => decide({ definitionId, field: null, reason, isListGone: true }),
+    leavesOut: (definitionId, field) => fields.size > 0 && fields.has(fieldName(definitionId, field)),
     flush: async () => {
-      for (const [definitionId, each] of stops) {
-        if (each.isWritten) continue;
-        await write(each.stop);
-        stops.set(definitionId, { ...each, isWritten: true });
+      await recall();
+      for (const [name, stop] of decided) {
+        const stopped = await write(stop);
+        if (stopped === 'definition') definitions.add(stop.definitionId);
+        else fields.add(name);
+        // When a person has resumed it, counting begins anew.
+        forget(name);
+        decided.delete(name);
       }
     },
-    heed: (waiting) => {
-      for (const [definitionId, { isWritten }] of stops) {
-        if (!isWritten || waiting.includes(definitionId)) continue;
-        stops.delete(definitionId);
-        for (const kind of ['m', 'e'] as const) streaks.delete(nameOf({ definitionId, kind }));
-      }
+    note: async () => {
+      if (!hasChanged || !isRead) return;
+      hasChanged = false;
+      await note(Object.fromEntries(streaks));
+    },
+    heed: (written) => {
+      for (const id of definitions) if (!written.definitions.includes(id)) definitions.delete(id);
+      fields.clear();
+      for (const name of written.fields) fields.add(name);
     },
   };
 }

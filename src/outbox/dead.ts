@@ -6,6 +6,9 @@ import { COLUMNS_TOGETHER, DUE_NOW, hashOf } from './queue.js';
  * Dead calls: what a destination has refused, with its answer. They wait for a person (`failed retry`, `failed discard`),
  * for a newer change, which takes their place, or, where the refusal may pass, for the next day.
  */
+/** The reason of those that weren't sent, since their field was refused for everybody. */
+export const FIELD_STOPPED = 'FieldStopped';
+
 export interface DeadFilter {
   /** Definition keys; none: all. */
   keys: readonly string[];
@@ -144,8 +147,15 @@ async function revive(pool: Pool, condition: string, values: readonly unknown[],
   return { count, definitions: found.rows.map(({ key }) => key) };
 }
 
-/** Sends them again, to people whom the destination had forgotten, too: a person says so. */
+/** Sends them again, fields that had stopped and to people whom the destination had forgotten, too: a person says so. */
 export async function retryDead(pool: Pool, filter: DeadFilter): Promise<Revived> {
+  await pool.query(
+    `update definition_destination as dd set stopped_fields = dd.stopped_fields - r.fields
+     from (select x.definition_id, x.destination_id, array_agg(distinct x.field) as fields from ${FROM}
+           where ${MATCHES} and x.field is not null group by 1, 2) as r
+     where dd.definition_id = r.definition_id and dd.destination_id = r.destination_id and dd.stopped_fields ?| r.fields`,
+    parameters(filter),
+  );
   await pool.query(
     `delete from forgotten_there as f using (select x.destination_id, x.recipient from ${FROM} where ${MATCHES}) as r
      where f.destination_id = r.destination_id and f.hash = ${hashOf('r.recipient')}`,

@@ -43,6 +43,8 @@ export interface QueueRead {
   reason: string | null;
   /** Which definitions are paused, or stopped here. */
   paused: readonly number[];
+  /** Fields that are left out of what is sent here: the definition and the name. */
+  stoppedFields: readonly string[];
   /** Calls that may be sent; a recipient may come twice. */
   rows: readonly { id: number; version: number; recipient: string }[];
   /** Whether that was all. */
@@ -113,15 +115,18 @@ const READ_QUEUE = `
     select t.state, t.reason, (now() - interval '1 second')::text as read_until,
       (select extract(epoch from min(w.due_at) - now())::float8 * 1000 from outbox as w
         where (w.attempts > 0 or w.confirm > 0) and w.due_at > now()) as next_ms,
-      (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused
+      (select last_value from version) as last, ${WAITS_FOR_A_PERSON} as paused,
+      array(select dd.definition_id || ' ' || field from definition_destination as dd, jsonb_object_keys(dd.stopped_fields) as field
+        where dd.destination_id = $1) as stopped_fields
   ) as head on q.n is null or q.n = 1
   where t.id = $1`;
 
 interface ReadRow {
-  /** These six are null but in the first row. */
+  /** These seven are null but in the first row. */
   state: QueueRead['state'] | null;
   reason: string | null;
   paused: readonly number[] | null;
+  stopped_fields: readonly string[] | null;
   read_until: string | null;
   last: number | null;
   next_ms: string | null;
@@ -193,6 +198,7 @@ export async function readQueue(
     state,
     reason: head?.reason ?? null,
     paused: head?.paused ?? [],
+    stoppedFields: head?.stopped_fields ?? [],
     rows: read,
     isEnd,
     nextMs: Number(head?.next_ms ?? Infinity),

@@ -3,6 +3,7 @@ import type { Queryable } from '../db/connect.js';
 import type { Logger } from '../lib/logger.js';
 import { within } from '../lib/until.js';
 import type { LaneFigures } from '../delivery/lane.js';
+import { LEFT_OUT_FOR } from '../outbox/noted.js';
 import type { Page } from './server.js';
 
 /**
@@ -22,6 +23,13 @@ interface DestinationRow {
   waiting: number;
   oldest: number;
   dead: number;
+  stopped: number;
+  left_out: number;
+}
+
+interface PairRow {
+  destination: string;
+  definition: string;
   stopped: number;
 }
 
@@ -117,6 +125,16 @@ export function createMetrics(
   const oldest = gauge('oldest_waiting_call_seconds', 'The age of the oldest of them.', ['destination']);
   const dead = gauge('dead_calls', 'Calls that were refused and are kept.', ['destination']);
   const stopped = gauge('destination_stopped', 'Whether nothing is sent until a person says so.', ['destination']);
+  const leftOut = gauge(
+    'fields_left_out',
+    'Fields that the destination has left out of what it was sent within a week.',
+    ['destination'],
+  );
+  const callsStopped = gauge(
+    'definition_calls_stopped',
+    'Whether calls of a definition, or some of its fields, are not sent until a person says so.',
+    ['destination', 'definition'],
+  );
   const members = gauge('definition_members', 'Members as of the last sync.', ['definition']);
   const success = gauge('definition_last_success_timestamp_seconds', 'When the last run succeeded.', ['definition']);
   const held = gauge('definition_held', 'Whether a run waits for a person.', ['definition']);
@@ -135,6 +153,8 @@ export function createMetrics(
     const destinations = await pool.query<DestinationRow>(
       `select t.name as destination, max((t.state = 'stopped')::int4) as stopped, coalesce(sum(w.waiting), 0)::int8 as waiting,
          coalesce(max(w.oldest), 0)::int8 as oldest,
+         max((select count(*) from jsonb_each_text(t.left_out) as known(field, at)
+           where at::timestamptz > now() - interval '${LEFT_OUT_FOR}')) as left_out,
          coalesce(sum((select count(*) from dead_call as x where x.destination_id = t.id)), 0)::int8 as dead
        from destination as t left join (
          select destination_id, count(*) as waiting, greatest(0, floor(extract(epoch from now() - min(raised_at)))) as oldest
@@ -149,14 +169,23 @@ export function createMetrics(
          exists (select from run as r where r.definition_id = d.id and r.outcome = 'held' and r.decision is null)::int4 as held
        from definition as d where d.state <> 'archived'`,
     );
-    for (const each of [waiting, oldest, dead, stopped, members, success, held]) each.reset();
+    const pairs = await pool.query<PairRow>(
+      `select t.name as destination, d.key as definition,
+         max((dd.stopped is not null or dd.stopped_fields <> '{}')::int4) as stopped
+       from definition_destination as dd join destination as t on t.id = dd.destination_id
+       join definition as d on d.id = dd.definition_id where dd.active and d.state <> 'archived' group by 1, 2`,
+    );
+    for (const each of [waiting, oldest, dead, stopped, leftOut, callsStopped, members, success, held]) each.reset();
     for (const row of destinations.rows) {
       const { destination } = row;
       waiting.set({ destination }, row.waiting);
       oldest.set({ destination }, row.oldest);
       dead.set({ destination }, row.dead);
       stopped.set({ destination }, row.stopped);
+      leftOut.set({ destination }, row.left_out);
     }
+    for (const { destination, definition, ...row } of pairs.rows)
+      callsStopped.set({ destination, definition }, row.stopped);
     for (const row of definitions.rows) {
       const { definition } = row;
       members.set({ definition }, row.members);

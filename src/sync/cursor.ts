@@ -217,12 +217,13 @@ async function backfillAgain(client: Queryable, definitionId: number, destinatio
 }
 
 /**
- * Lets the calls of a definition go that waited for a person; returns how many destinations that concerns. A list that
- * was gone is found or made again, and gets everybody.
+ * Lets the calls of a definition go that waited for a person, and has fields sent that were left out; returns how many
+ * destinations that concerns. A list that was gone is found or made again, and gets everybody.
  */
 export async function resumeCalls(client: Client, definitionId: number): Promise<number> {
   const { rows } = await client.query<{ destination_id: number; is_list_gone: boolean }>(
-    `update definition_destination set stopped = null where definition_id = $1 and stopped is not null
+    `update definition_destination set stopped = null, stopped_fields = '{}'
+     where definition_id = $1 and (stopped is not null or stopped_fields <> '{}')
      returning destination_id, list is not null and list_id is null as is_list_gone`,
     [definitionId],
   );

@@ -113,7 +113,13 @@ async function holdLane(each: Case, url: string, seconds: number): Promise<Held>
       sent.push(performance.now());
       return port.transmit(request);
     };
-    const lane = createLane({ carrier, transmit, mayBegin: () => true, onFree: () => undefined });
+    const lane = createLane({
+      carrier,
+      transmit,
+      mayBegin: () => true,
+      onFree: () => undefined,
+      onLeftOut: () => undefined,
+    });
     // Both programs are compiled while they run: what is measured begins when that is done.
     const began = performance.now() + WARM_UP_MS;
     const end = began + seconds * 1_000;
