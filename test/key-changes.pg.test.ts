@@ -108,6 +108,66 @@ describe('somebody who leaves an audience as they get a userId and another addre
   });
 });
 
+describe('somebody who has got a userId, another address, and lost the userId, before a definition that lags looks', () => {
+  it('has left it under the address of now, by which the destination knows them', async () => {
+    harness = await createHarness({
+      tables: `${TABLES.replace("'u1'", 'null')}; alter table people add column spent int not null default 0`,
+      audiences: [VIP],
+      traits: [{ key: 'spent', sql: 'SELECT id AS profile_id, spent AS value FROM people' }],
+    });
+    await harness.sync();
+    for (const change of [`user_id = 'u1'`, `email = 'new@x.de', spent = 1`, `user_id = null`]) {
+      await harness.sql(`update people set ${change}`);
+      await harness.sync('spent');
+    }
+    expect(userOf('u1')).toMatchObject({ email: 'new@x.de', fields: { vip: 'true', spent: '1' } });
+    await harness.sql('update people set vip = false');
+    await harness.sync('vip');
+    expect(await waiting()).toEqual([]);
+    expect(userOf('new@x.de')).toMatchObject({ key: 'u1', fields: { vip: 'false', spent: '1' } });
+  });
+
+  it('is told once under each of several addresses', async () => {
+    harness = await createHarness({
+      tables: `create table people (id bigint primary key, vip boolean not null default true, large boolean not null default true);
+        insert into people values (1);
+        create table addresses (id bigint, email text); insert into addresses values (1, 'old@x.de')`,
+      profiles: { sql: 'SELECT id AS profile_id, null::text AS user_id, email FROM people JOIN addresses USING (id)' },
+      audiences: [VIP, LARGE],
+      simulator: { keepRequests: 100 },
+    });
+    await harness.sync();
+    await harness.sql(
+      `delete from addresses; insert into addresses select 1, 'new' || n || '@x.de' from generate_series(1, 3) as n`,
+    );
+    await harness.sync('large');
+    sent();
+    const before = sent().length;
+    await harness.sql('update people set vip = false');
+    await harness.sync('vip');
+    expect(await waiting()).toEqual([]);
+    const told = sent().slice(before);
+    expect(told.map(([key]) => key).sort()).toEqual(['new1@x.de', 'new2@x.de', 'new3@x.de', 'old@x.de']);
+    expect(told.every(([, fields]) => JSON.stringify(fields) === '{"vip":false}')).toBe(true);
+  });
+
+  it('and has left under all of several addresses at once is told nothing twice', async () => {
+    harness = await createHarness({
+      tables: `create table people (id bigint primary key, vip boolean not null default true, large boolean not null default true);
+        insert into people values (1);
+        create table addresses (id bigint, email text); insert into addresses select 1, 'a' || n || '@x.de' from generate_series(1, 3) as n`,
+      profiles: { sql: 'SELECT id AS profile_id, null::text AS user_id, email FROM people JOIN addresses USING (id)' },
+      audiences: [VIP, LARGE],
+      simulator: { keepRequests: 100 },
+    });
+    await harness.sync();
+    const before = sent().length;
+    await harness.sql('update people set vip = false');
+    await harness.sync('vip');
+    expect(sent().slice(before)).toHaveLength(3);
+  });
+});
+
 describe('an exit that waits while the person enters under another key', () => {
   const leave = (): Promise<unknown> => harness.sql('update people set vip = false');
   /** A member again, who is known by the userId by now. */

@@ -43,11 +43,17 @@ const IS_HERE = `s.definition_id = g.definition_id
   and (left(s.recipient, 2) <> left(g.recipient, 2) or s.entered_at >= (select max(x.at) from transition as x
     where x.recipient = g.recipient and x.definition_id = g.definition_id and x.kind = 'x'))`;
 
-/** The userIds by which the destination may know somebody who has left under an address, from whatever definition. */
-const IS_USER_ID_ELSEWHERE = `
-  starts_with(g.recipient, 'e:') and starts_with(s.recipient, 'u:') and s.profile_id = g.exit_of
+/**
+ * The keys by which the destination may know somebody who has left under an address, from whatever definition: it may have
+ * been given another one by now, and the userId that it was given by may be gone. A key that the definition has left itself
+ * was told.
+ */
+const IS_ELSEWHERE = `
+  not g.passed_on and starts_with(g.recipient, 'e:') and s.profile_id = g.exit_of
     and s.definition_id = any(array(select dd.definition_id from definition_destination as dd
-      where dd.destination_id = g.destination_id and dd.active and (dd.identify or dd.list is not null)))`;
+      where dd.destination_id = g.destination_id and dd.active and (dd.identify or dd.list is not null)))
+    and (starts_with(s.recipient, 'u:') or not exists (select from transition as x where x.recipient = s.recipient
+      and x.definition_id = g.definition_id and x.kind = 'x' and x.at >= s.entered_at))`;
 
 /**
  * The keys of those who have left, of whatever definition: looked up by the profiles of all of them at once, since one
@@ -62,16 +68,16 @@ const HELD = `
 /**
  * After an acknowledged exit, what is true of the person's other keys is marked again: the destination may hold both as
  * one user, to whom the exit came last. And where a user may be given another address, the exit may have missed the one
- * who had it: the userIds that the person has come to have are told that they have left, too.
+ * who had it: the keys that the person has come to have are told that they have left, too.
  * A mark that is raised so tells what arose with the exit, and has its version, by which whoever waits for that counts it.
  */
 const markOtherKeys = (isHybrid: boolean): string => `
-  insert into outbox (kind, destination_id, definition_id, priority, recipient, version, columns, with_beside, exit_of)
+  insert into outbox (kind, destination_id, definition_id, priority, recipient, version, columns, with_beside, exit_of, passed_on)
   select 'm', k.destination_id, k.definition_id, 1, k.recipient, max(k.version), array_agg(distinct c.name), true,
-    case when bool_and(s.recipient is null) then min(k.exit_of) end
+    case when bool_and(s.recipient is null) then min(k.exit_of) end, bool_and(s.recipient is null)
   from (select g.destination_id, g.definition_id, g.version, g.columns, g.exit_of, s.recipient
         from gone as g join held as s on s.knows = g.exit_of
-        where s.recipient <> g.recipient and (${IS_HERE} ${isHybrid ? `or ${IS_USER_ID_ELSEWHERE}` : ''})
+        where s.recipient <> g.recipient and (${IS_HERE} ${isHybrid ? `or ${IS_ELSEWHERE}` : ''})
           -- What has waited for this very exit goes after it anyhow.
           and not exists (select from outbox as w where w.kind = 'm' and w.recipient = s.recipient
             and w.destination_id = g.destination_id and w.definition_id = g.definition_id
@@ -84,7 +90,8 @@ const markOtherKeys = (isHybrid: boolean): string => `
   group by k.destination_id, k.definition_id, k.recipient order by k.recipient
   on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
     columns = ${COLUMNS_TOGETHER}, version = nextval('version'), with_beside = true, due_at = ${DUE_NOW}, attempts = 0,
-    exit_of = case when outbox.follows is null then coalesce(outbox.exit_of, excluded.exit_of) end`;
+    exit_of = case when outbox.follows is null then coalesce(outbox.exit_of, excluded.exit_of) end,
+    passed_on = outbox.passed_on or outbox.exit_of is null and excluded.passed_on`;
 
 /** What was refused before and has now been acknowledged is dead no more: looked up by the index, one after the other. */
 const NO_LONGER_DEAD = `delete from dead_call where id = any(array(
@@ -106,7 +113,7 @@ const ACKNOWLEDGE = `
 /** The same of exits; counts the marks that are raised after them. */
 const acknowledgeExitsIn = (isHybrid: boolean): string => `
   with gone as (delete from outbox where id = any($1)
-    returning destination_id, definition_id, recipient, version, columns, confirm, exit_of),
+    returning destination_id, definition_id, recipient, version, columns, confirm, exit_of, passed_on),
   alive as (${NO_LONGER_DEAD}),
   held as materialized (${HELD})
   ${markOtherKeys(isHybrid)}`;

@@ -144,7 +144,7 @@ function raiseMarks({ definitionId, key, kind, fields, priority }: Applied): rea
      on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
        columns = ${COLUMNS_TOGETHER},
        version = nextval('version'), with_beside = outbox.with_beside or excluded.with_beside, confirm = excluded.confirm,
-       exit_of = excluded.exit_of, follows = case when excluded.exit_of is null then coalesce(excluded.follows, outbox.follows) end,
+       exit_of = excluded.exit_of, passed_on = false, follows = case when excluded.exit_of is null then coalesce(excluded.follows, outbox.follows) end,
        priority = least(outbox.priority, excluded.priority), attempts = 0, due_at = ${DUE_NOW}`,
     },
     {
