@@ -344,6 +344,24 @@ describe('refused calls', () => {
     expect(typo.stderr).toContain('did you mean `iterable`?');
   });
 
+  it('are explained where the destination has failed at them for hours', async () => {
+    for (const [n, reason] of ['HTTP 500', 'NoAnswer', 'UnreadableAnswer', 'TooLarge'].entries())
+      await site.sql(
+        `insert into personas.dead_call (destination_id, definition_id, kind, recipient, field, reason, answer)
+         select id, 1, 'm', 'u:w' || $1::int, 'vip', $2, '' from personas.destination`,
+        [n, reason],
+      );
+    const { stdout } = await site.run('failed', 'list');
+    for (const advice of [
+      'HTTP 500: the destination failed',
+      'NoAnswer: no answer',
+      'UnreadableAnswer: what was',
+      'TooLarge: the call',
+    ])
+      expect(stdout).toContain(advice);
+    await site.sql(`delete from personas.dead_call where recipient like 'u:w%'`);
+  });
+
   it('are tried again by retry, and refused again with 2 while nothing has changed', async () => {
     const { code, json } = await site.run('failed', 'retry', '--json');
     expect(code).toBe(2);

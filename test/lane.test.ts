@@ -19,6 +19,8 @@ const QUOTAS = {
   reads: 100,
 };
 const OK = { kind: 'acknowledged' } as const;
+/** What the simulator says where it was asked to fail. */
+const FAULT = '{"msg":"A fault that was asked for","code":"GenericError","params":null}';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -224,8 +226,42 @@ describe('a lane', () => {
       await expect.poll(opened.single.state, { interval: 5, timeout: 10_000 }).not.toBe('closed');
       verdicts.push(await opened.single.send(update(opened), false));
     }
-    expect(verdicts[0]).toEqual({ kind: 'again', waitMs: null, late: false });
-    expect(verdicts.at(-1)).toEqual({ kind: 'again', waitMs: 5_000, late: false });
+    const failed = { kind: 'again', late: false, reason: 'HTTP 503', answer: FAULT, isBlameless: true };
+    expect(verdicts[0]).toEqual({ ...failed, waitMs: null });
+    expect(verdicts.at(-1)).toEqual({ ...failed, waitMs: 5_000 });
+  });
+
+  it('blames a call that fails only where others get through', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    const isPoison = ({ body }: SeenRequest): boolean => body.includes('poison');
+    simulator.faults.failRandomly({ share: 1, seed: 1, status: 500, match: isPoison });
+    const send = (userId?: string): Promise<Verdict | null> =>
+      opened.single.send(update(opened, userId === undefined ? {} : { userId }), false);
+    const atFirst = await send('poison');
+    expect(await send()).toEqual(OK);
+    const verdicts = [];
+    for (let n = 0; n < 12; n += 1) {
+      await expect.poll(opened.single.state, { interval: 5, timeout: 10_000 }).not.toBe('closed');
+      verdicts.push(await send('poison'));
+    }
+    const failed = { kind: 'again', waitMs: null, late: false, reason: 'HTTP 500', answer: FAULT };
+    expect(atFirst).toEqual({ ...failed, isBlameless: true });
+    expect(verdicts.slice(0, 9)).toEqual(Array(9).fill(failed));
+    expect(verdicts.slice(9)).toEqual(Array(3).fill({ ...failed, waitMs: 5_000, isBlameless: true }));
+  });
+
+  it('takes a refusal that is the destination’s own trouble for an outage where nothing gets through', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    simulator.faults.failRandomly({ share: 1, seed: 1, status: 400, body: { code: 'GenericError', msg: 'no' } });
+    const verdicts = [];
+    for (let n = 0; n < 11; n += 1) {
+      await expect.poll(opened.single.state, { interval: 5, timeout: 10_000 }).not.toBe('closed');
+      verdicts.push(await opened.single.send(update(opened), false));
+    }
+    expect(verdicts.slice(0, 9)).toMatchObject(Array(9).fill({ kind: 'refused', about: 'trouble' }));
+    expect(verdicts[10]).toMatchObject({ kind: 'again', reason: 'GenericError', isBlameless: true });
   });
 
   it('isn’t closed by failures among successes', async () => {
@@ -311,6 +347,32 @@ describe('a lane in bulk', () => {
     expect(batches(simulator)).toHaveLength(1);
   });
 
+  it('blames nobody among others whose request wasn’t answered, and blames who was alone in it', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    await opened.bulk.send(update(opened), false);
+    simulator.faults.failNext(2, { reset: true });
+    for (const verdict of await sendAll(opened.bulk, several(opened, 3)))
+      expect(verdict).toMatchObject({ reason: 'NoAnswer', isBlameless: true });
+    const alone = await opened.bulk.send(update(opened), false);
+    expect(alone).toMatchObject({ kind: 'again', late: true, reason: 'NoAnswer' });
+    expect(alone).not.toHaveProperty('isBlameless');
+  });
+
+  it('says that an answer is none that can be read where it doesn’t add up for one alone', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator);
+    await opened.bulk.send(update(opened), false);
+    simulator.faults.failNext(1, { status: 200, body: { successCount: 3, failCount: 0, failedUpdates: {} } });
+    expect(await opened.bulk.send(update(opened), false)).toEqual({
+      kind: 'again',
+      waitMs: null,
+      late: false,
+      reason: 'UnreadableAnswer',
+      answer: '{"successCount":3,"failCount":0,"failedUpdates":{}}',
+    });
+  });
+
   it('finds the guilty call of a batch that is refused whole, and delivers its neighbours', async () => {
     const simulator = await simulate();
     const opened = open(simulator);
@@ -377,6 +439,7 @@ describe('a lane in bulk', () => {
     items.splice(20, 0, update(opened, { userId: 'poison' }));
     const verdicts = await sendAll(opened.bulk, items);
     expect(verdicts[20]).toMatchObject({ kind: 'again', late: false });
+    expect(verdicts[20]).not.toHaveProperty('isBlameless');
     expect(verdicts.filter((verdict) => verdict?.kind === 'acknowledged')).toHaveLength(50);
     expect(opened.bulk.state()).toBe('open');
   });
@@ -411,8 +474,9 @@ describe('a lane in bulk', () => {
     const simulator = await simulate();
     const opened = open(simulator);
     simulator.faults.failNext(1, { reset: true, afterApplying: true });
+    const unanswered = { reason: 'NoAnswer', answer: 'No answer came (ECONNRESET).', isBlameless: true };
     expect(await sendAll(opened.bulk, several(opened, 3))).toEqual(
-      Array(3).fill({ kind: 'again', waitMs: 60_000, late: true }),
+      Array(3).fill({ kind: 'again', waitMs: 60_000, late: true, ...unanswered }),
     );
   });
 

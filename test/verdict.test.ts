@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import type { Verdict } from '../src/core/verdict.js';
 import { scrubAnswer } from '../src/destinations/answer.js';
 import type { Answer } from '../src/destinations/carrier.js';
+import { judgeSegment } from '../src/destinations/segment/port.js';
 import { isUserThere, judgeAnswer, judgeOne, judgeTrack, judgeUser } from '../src/destinations/iterable/verdict.js';
 
 const NOW = Date.UTC(2026, 0, 1, 12, 0, 0);
@@ -119,6 +120,26 @@ describe('an answer', () => {
   it('that refuses is kept', () => {
     const body = JSON.stringify(coded('BadParams', { a: 1 }, 'too long'));
     expect(judge(answered(400, body))).toMatchObject({ answer: body });
+  });
+});
+
+describe('a failure', () => {
+  const none = (because: string, reached: boolean): Answer => ({ kind: 'lost', because, reached });
+  const table: readonly [name: string, answer: Answer, reason: string, kept: string][] = [
+    ['of the destination', answered(500, 'ada@x.de'), 'HTTP 500', '[email]'],
+    ['of a gateway', answered(504), 'HTTP 504', HTML],
+    ['to be quick enough', answered(408, ''), 'HTTP 408', ''],
+    ['to answer', none('ETIMEDOUT', true), 'NoAnswer', 'No answer came (ETIMEDOUT).'],
+    ['to be there', none('ECONNREFUSED', false), 'NoAnswer', 'No answer came (ECONNREFUSED).'],
+  ];
+  it.each(table)('%s has a reason, should it be given up', (_, answer, reason, kept) => {
+    expect(judge(answer)).toMatchObject({ kind: 'again', reason, answer: kept });
+    const segment = judgeSegment(answer, [], NOW);
+    expect(segment.kind === 'each' ? null : segment.verdict).toEqual(judge(answer));
+  });
+
+  it('to say it in words of its own has one, too', () => {
+    expect(judge(answered(200))).toMatchObject({ kind: 'again', reason: 'UnreadableAnswer', answer: HTML });
   });
 });
 

@@ -25,7 +25,16 @@ const ADVICE: Readonly<Record<string, string>> = {
   [FIELD_STOPPED]:
     'a hundred in a row had been refused for this field, so that it was not sent any more; when that is mended, `personas-sync resume` the definition',
   ForbiddenParamsError: 'Iterable keeps the field for itself: give it another name',
+  NoAnswer: 'no answer to the call came for hours, while others were answered; it is tried again by itself after a day',
+  UnreadableAnswer:
+    'what was answered to the call for hours could not be read, unlike other answers; it is tried again by itself after a day',
+  TooLarge: 'the call alone is larger than the destination takes: have the definition give less',
+  BatchTooLarge: 'the call alone is larger than the destination takes: have the definition give less',
 };
+const FAILED =
+  'the destination failed at the call for hours, while it took others; it is tried again by itself after a day';
+const adviceOn = (reason: string): string | undefined =>
+  ADVICE[reason] ?? (/^HTTP (408|5\d\d)$/.test(reason) ? FAILED : undefined);
 const ANSWER_LENGTH = 160;
 
 /** Checks what was typed; the interval as PostgreSQL reads it. */
@@ -99,7 +108,7 @@ export async function list(context: CommandContext, options: DeadFilter): Promis
   for (const group of groups) output.line(`\n${showSamples(group).join('\n')}`);
   output.line();
   for (const reason of new Set(groups.map((group) => group.reason))) {
-    const advice = ADVICE[reason];
+    const advice = adviceOn(reason);
     if (advice !== undefined) output.line(`${SIGN.note} ${reason}: ${advice}.`);
   }
   output.line(

@@ -2,7 +2,9 @@
  * What an answer says of a call, and so what becomes of the call:
  *
  *   acknowledged   leaves the outbox
- *   again          an attempt failed: it is due after a wait (null: the back-off); `late` where it may still be applied
+ *   again          an attempt failed: it is due after a wait (null: the back-off); `late` where it may still be applied. Where
+ *                  it fails so very often, it is given up for this `reason`. `isBlameless`: nothing else gets through
+ *                  either, or others were in the request: that says nothing of this call, and was no attempt
  *   slower         the quota: the lane waits (null: the back-off); the call stays as it was, since this was no attempt
  *   refused        dead, with the answer kept; `about` says whom the refusal concerns, since a merged request may be
  *                  taken apart and a person unknown today may be known in a minute
@@ -11,7 +13,7 @@
  */
 export type Verdict =
   | { kind: 'acknowledged' }
-  | { kind: 'again'; waitMs: number | null; late: boolean }
+  | { kind: 'again'; waitMs: number | null; late: boolean; reason: string; answer: string; isBlameless?: boolean }
   | { kind: 'slower'; waitMs: number | null }
   | { kind: 'refused'; about: Refusal; reason: string; field: string | null; answer: string }
   | { kind: 'gone'; reason: string }

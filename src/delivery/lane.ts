@@ -2,6 +2,7 @@ import { performance } from 'node:perf_hooks';
 import type { BatchVerdict, Verdict } from '../core/verdict.js';
 import type { Answer, Carrier, Item, Transmit } from '../destinations/carrier.js';
 import { backoffMs } from '../lib/backoff.js';
+import { createLine, type Entry, type Unit } from './line.js';
 import { createMeter } from './meter.js';
 import { createPace } from './pace.js';
 
@@ -54,8 +55,6 @@ export interface LaneFigures {
 }
 
 const PATIENCE_MS = 1_000;
-/** How long the first call of a request that could hold more waits for others. */
-const GATHER_MS = 100;
 const ONCE_MORE_AFTER_MS = 1_000;
 /** More than bad luck where every third request fails; in bulk a batch that failed twice, and one of its halves, are not enough. */
 const FAILURES_BEFORE_PAUSE = { single: 10, bulk: 4 };
@@ -74,25 +73,16 @@ const TOO_LARGE = {
   answer: 'Not sent: the destination takes no call of this size.',
 } as const;
 
-interface Entry<R> {
-  item: Item;
-  bytes: number;
-  resolve: (verdict: R | Verdict | null) => void;
-  reject: (error: unknown) => void;
-  leavesAt: number;
-}
-
-/** Calls that go together, again. */
-interface Unit<R> {
-  entries: readonly Entry<R>[];
-  notBefore: number;
-  /** How often the destination has failed at them, and since when. */
-  failures: number;
-  failedAt: number;
-}
-
 /** What went wrong with a request, in a few words. */
 const describeFailure = (answer: Answer): string => (answer.kind === 'lost' ? answer.because : `HTTP ${answer.status}`);
+
+/** What is told while nothing gets through: who finds that out doesn't wait the longer for it when it is over. */
+function toldOfTrouble(verdict: Verdict): Verdict {
+  if (verdict.kind === 'again') return { ...verdict, waitMs: verdict.waitMs ?? FAILED_PAUSE.longestMs };
+  if (verdict.kind !== 'refused' || verdict.about !== 'trouble') return verdict;
+  const { reason, answer } = verdict;
+  return { kind: 'again', waitMs: FAILED_PAUSE.longestMs, late: false, reason, answer };
+}
 
 export interface LaneOptions<R> {
   carrier: Carrier<R>;
@@ -107,10 +97,8 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
   const pace = createPace(carrier.perSecond);
   const patienceMs = Math.max(PATIENCE_MS, 2_000 / carrier.perSecond);
   const failuresBeforePause = FAILURES_BEFORE_PAUSE[carrier.most === 1 ? 'single' : 'bulk'];
+  const line = createLine<R>({ ...carrier, patienceMs });
   const now = (): number => performance.now();
-  let urgent: Entry<R>[] = [];
-  let plain: Entry<R>[] = [];
-  let units: Unit<R>[] = [];
   let timer: NodeJS.Timeout | null = null;
   let failures = 0;
   let lastFailure = '';
@@ -130,69 +118,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
     if (ms === null) pauses += 1;
     pace.pauseFor(ms ?? backoffMs(pauses, limits, Math.random()), at);
     // Their turn won't come in time: what waits belongs into the outbox.
-    if (pace.pausedMs(at) > patienceMs) giveBack();
-  };
-
-  const giveBack = (isMeant: (item: Item) => boolean = () => true): void => {
-    const waiting = [...urgent, ...plain, ...units.flatMap(({ entries }) => entries)];
-    const stay = (entries: readonly Entry<R>[]): Entry<R>[] => entries.filter(({ item }) => !isMeant(item));
-    [urgent, plain] = [stay(urgent), stay(plain)];
-    units = units.map((unit) => ({ ...unit, entries: stay(unit.entries) })).filter(({ entries }) => entries.length > 0);
-    for (const { item, resolve } of waiting) if (isMeant(item)) resolve(null);
-  };
-
-  /** Gives back whoever has waited too long. */
-  const dismiss = (at: number): void => {
-    for (const queue of [urgent, plain]) {
-      let gone = 0;
-      while ((queue[gone]?.leavesAt ?? Infinity) <= at) gone += 1;
-      for (const { resolve } of queue.splice(0, gone)) resolve(null);
-    }
-    if (units.every(({ entries }) => entries.every(({ leavesAt }) => leavesAt > at))) return;
-    for (const { entries } of units) for (const { leavesAt, resolve } of entries) if (leavesAt <= at) resolve(null);
-    units = units
-      .map((unit) => ({ ...unit, entries: unit.entries.filter(({ leavesAt }) => leavesAt > at) }))
-      .filter(({ entries }) => entries.length > 0);
-  };
-
-  /** The next request out of what is new: as many as fit, nobody twice, those of one group. */
-  const cut = (): readonly Entry<R>[] => {
-    const taken: Entry<R>[] = [];
-    const names = new Set<string>();
-    let bytes = carrier.overhead;
-    let isFull = false as boolean;
-    const takeFrom = (queue: Entry<R>[]): void => {
-      const left: Entry<R>[] = [];
-      let at = 0;
-      for (; at < queue.length && !isFull; at += 1) {
-        const entry = queue[at];
-        if (entry === undefined) break;
-        const { item } = entry;
-        const [first] = taken;
-        isFull = first !== undefined && bytes + entry.bytes > carrier.bytes;
-        if (isFull) break;
-        if (first !== undefined && (item.group !== first.item.group || item.names.some((name) => names.has(name)))) {
-          left.push(entry);
-          continue;
-        }
-        taken.push(entry);
-        for (const name of item.names) names.add(name);
-        bytes += entry.bytes;
-        isFull = taken.length >= carrier.most;
-      }
-      queue.splice(0, at, ...left);
-    };
-    takeFrom(urgent);
-    if (!isFull) takeFrom(plain);
-    return taken;
-  };
-
-  /** When the next request could be made up of what waits; infinite where nothing does. */
-  const readyAt = (): number => {
-    const resent = Math.min(...units.map(({ notBefore }) => notBefore));
-    const first = Math.min(urgent[0]?.leavesAt ?? Infinity, plain[0]?.leavesAt ?? Infinity);
-    const isWorthwhile = urgent.length + plain.length >= carrier.most || carrier.most === 1;
-    return Math.min(resent, isWorthwhile ? -Infinity : first - patienceMs + GATHER_MS);
+    if (pace.pausedMs(at) > patienceMs) line.giveBack();
   };
 
   const divide = ({ entries, ...unit }: Unit<R>, field: string | null): void => {
@@ -205,8 +131,9 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
         : [entries.slice(0, half), entries.slice(half)];
     const leavesAt = now() + patienceMs + ONCE_MORE_AFTER_MS;
     // Parts before anything larger: the guilty call is found before the patience of the others ends.
-    units.unshift(
-      ...parts.map((part) => ({ ...unit, notBefore: 0, entries: part.map((entry) => ({ ...entry, leavesAt })) })),
+    line.addAgain(
+      parts.map((part) => ({ ...unit, notBefore: 0, entries: part.map((entry) => ({ ...entry, leavesAt })) })),
+      'first',
     );
   };
 
@@ -215,10 +142,11 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
     field !== null && entries.every(({ item }) => item.fields.length > 1 && item.fields.includes(field));
 
   const end = ({ entries }: Unit<R>, verdict: Verdict): void => {
-    // Whoever finds out that a destination is away doesn't wait the longer for it when it is back.
-    const isAway = verdict.kind === 'again' && isTroubled();
-    const told = isAway ? { ...verdict, waitMs: verdict.waitMs ?? FAILED_PAUSE.longestMs } : verdict;
-    for (const { resolve } of entries) resolve(told.kind === 'slower' ? null : told);
+    const told = isTroubled() ? toldOfTrouble(verdict) : verdict;
+    // Of one among others nothing was said; and where nothing has got through yet, nothing might.
+    const isBlameless = entries.length > 1 || isTroubled() || passedAt === -Infinity;
+    const concluded = told.kind === 'again' && isBlameless ? { ...told, isBlameless } : told;
+    for (const { resolve } of entries) resolve(concluded.kind === 'slower' ? null : concluded);
   };
 
   const conclude = (unit: Unit<R>, judged: BatchVerdict<R>): void => {
@@ -250,7 +178,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
         if (failed.failures === 1) {
           const leavesAt = at + ONCE_MORE_AFTER_MS + patienceMs;
           const kept = entries.map((entry) => ({ ...entry, leavesAt }));
-          units.push({ ...failed, entries: kept, notBefore: at + ONCE_MORE_AFTER_MS });
+          line.addAgain([{ ...failed, entries: kept, notBefore: at + ONCE_MORE_AFTER_MS }], 'last');
         } else if (passedAt > failed.failedAt || !isTroubled()) divide({ ...failed, failures: 0 }, null);
         else end(unit, judged.verdict);
       }
@@ -312,23 +240,19 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
   function look(): void {
     for (;;) {
       const at = now();
-      dismiss(at);
-      if (units.length + urgent.length + plain.length === 0) return;
-      const waits = [urgent[0], plain[0], ...units.flatMap(({ entries }) => entries[0] ?? [])];
-      const leaving = Math.min(...waits.map((entry) => entry?.leavesAt ?? Infinity));
+      line.dismiss(at);
+      if (line.isEmpty()) return;
       const isFull = probes > 0 || open >= MOST_OPEN;
-      const opening = isFull ? Infinity : Math.max(pace.opensAt(), readyAt());
+      const opening = isFull ? Infinity : Math.max(pace.opensAt(), line.readyAt());
       if (opening > at) {
-        lookAt(Math.min(opening, leaving), at);
+        lookAt(Math.min(opening, line.leavesAt()), at);
         return;
       }
       if (!mayBegin()) {
-        giveBack();
+        line.giveBack();
         return;
       }
-      const index = units.findIndex(({ notBefore }) => notBefore <= at);
-      const [again] = index < 0 ? [] : units.splice(index, 1);
-      void begin(again ?? { entries: cut(), notBefore: 0, failures: 0, failedAt: Infinity });
+      void begin(line.take(at));
     }
   }
 
@@ -341,7 +265,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
           resolve(TOO_LARGE);
           return;
         }
-        const isIdle = urgent.length + plain.length + units.length === 0;
+        const isIdle = line.isEmpty();
         // One finds out whether a failing destination is back; the others needn't wait for that here.
         const isHopeless = pace.pausedMs(at) > patienceMs || (isTroubled() && (probes > 0 || !isIdle));
         if (isHopeless) {
@@ -349,30 +273,28 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
           return;
         }
         if (isIdle) pace.rest(at);
+        // With what parts it from the next.
         const bytes = Buffer.byteLength(item.text) + 1;
-        (isUrgent ? urgent : plain).push({ item, bytes, resolve, reject, leavesAt: at + patienceMs });
+        line.add({ item, bytes, resolve, reject, leavesAt: at + patienceMs }, isUrgent);
         // Who comes later waits with those for whom a look is planned, unless the request is full by now.
-        const queued = urgent.length + plain.length;
+        const queued = line.fresh();
         if (queued === 1 || queued === carrier.most) look();
       }),
-    withdraw: (fields) => giveBack((item) => item.fields.some((field) => fields.includes(field))),
+    withdraw: (fields) => line.giveBack((item) => item.fields.some((field) => fields.includes(field))),
     state: () => {
       if (pace.pausedMs(now()) > 0 || probes > 0) return 'closed';
       return isTroubled() ? 'trying' : 'open';
     },
     room: () => {
-      const resent = units.reduce((sum, { entries }) => sum + entries.length, 0);
       const sendable = isTroubled() ? 1 : pace.perSecond(now()) * carrier.most * (patienceMs / 1000) * 0.8;
       const most = Math.max(1, Math.floor(sendable));
-      const left = most - urgent.length - plain.length - resent;
+      const left = most - line.size();
       return left < most * WORTHWHILE ? 0 : left;
     },
     waitMs: () => {
       const at = now();
-      const isGathering = urgent.length + plain.length > 0;
-      const gathersMs = isGathering ? readyAt() - at : carrier.most > 1 ? GATHER_MS : 0;
-      const turns = Math.floor((urgent.length + units.length) / carrier.most);
-      return Math.max(0, gathersMs, pace.opensAt() - at) + (turns * 1_000) / pace.perSecond(at);
+      const queuesMs = (line.turns() * 1_000) / pace.perSecond(at);
+      return Math.max(0, line.gathersMs(at), pace.opensAt() - at) + queuesMs;
     },
     trouble: () => {
       if (isTroubled()) return `The destination does not answer as it should (${lastFailure}).`;

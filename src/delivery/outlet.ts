@@ -1,6 +1,7 @@
 import { performance } from 'node:perf_hooks';
 import type { ExpectedValue, ListChange, TrackCall, UserFound, UserUpdate } from '../core/call.js';
 import type { Verdict } from '../core/verdict.js';
+import { unreadable } from '../destinations/answer.js';
 import type { Carrier, Port, Way } from '../destinations/carrier.js';
 import { createLane, type Lane, type LaneFigures } from './lane.js';
 import { createRecency, type Pipeline, type Recency } from './recency.js';
@@ -161,7 +162,7 @@ export function createOutlet({ port, mayBegin, memory, onFree, onLeftOut }: Outl
       const made = await lists.lane.send(lists.create(name), false);
       if (made?.kind !== 'read') return made;
       const id = lists.made(made);
-      return id === null ? { kind: 'again', waitMs: null, late: false } : { kind: 'list', id };
+      return id === null ? unreadable(made.body) : { kind: 'list', id };
     },
     setPipeline: (next) => {
       pipeline = next;

@@ -2,8 +2,9 @@ import type { IdentifyCall, TrackCall, UserUpdate } from '../core/call.js';
 import { LIST, type WaitingEvent, type WaitingMark } from '../outbox/queue.js';
 
 /**
- * What of a recipient's marks goes in one update, and in which pieces it goes where that is refused for its content: the
- * named field alone, else definition by definition, then column by column, until the guilty column is alone.
+ * What of a recipient's marks goes in one update, and in which pieces it goes where that is refused for what it holds: the
+ * named field alone, else definition by definition, then column by column, until the guilty column is alone. What has
+ * failed very often goes column by column from the start.
  */
 
 /** What has come to an end of a mark's columns. */
@@ -78,6 +79,20 @@ export function takeApart(parts: readonly Part[], field: string | null): readonl
         ? parts.map((part) => [part])
         : columns.map((wanted) => keep((column) => column === wanted));
   return pieces.flatMap(([first, ...others]) => (first === undefined ? [] : [[first, ...others] as const]));
+}
+
+/**
+ * The doubtful columns one by one, after all others together. Another of them is the first each time: one that is never
+ * answered ends the turn.
+ */
+export function singleOut(parts: Parts, isDoubtful: (mark: WaitingMark) => boolean): readonly Parts[] {
+  const [first, ...others] = parts.filter(({ of }) => !isDoubtful(of.mark));
+  const singles = parts
+    .filter(({ of }) => isDoubtful(of.mark))
+    .flatMap((part) => part.columns.map((column): Parts => [{ ...part, columns: [column] }]));
+  const from = (singles[0]?.[0].of.mark.attempts ?? 0) % Math.max(1, singles.length);
+  const turned = [...singles.slice(from), ...singles.slice(0, from)];
+  return first === undefined ? turned : [[first, ...others], ...turned];
 }
 
 /** The columns of a mark that are fields. */

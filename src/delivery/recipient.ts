@@ -1,12 +1,12 @@
 import type { ListChange } from '../core/call.js';
 import { nextStep } from '../core/next.js';
-import type { Refusal, Verdict } from '../core/verdict.js';
-import { backoffMs } from '../lib/backoff.js';
+import type { Verdict } from '../core/verdict.js';
 import { FIELD_STOPPED } from '../outbox/dead.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
+import { again, askLater, giveUp, isDoubtful, mayPass, waitFor, type PutOff } from './attempts.js';
 import type { Outlet, Urgency } from './outlet.js';
-import { partsOf, takeApart, trackOf, updateOf, type Parts, type Progress } from './parts.js';
+import { partsOf, singleOut, takeApart, trackOf, updateOf, type Parts, type Progress } from './parts.js';
 
 /**
  * Delivers what waits for one recipient: one user update from all marks that are ready, then their places on lists, then
@@ -14,8 +14,9 @@ import { partsOf, takeApart, trackOf, updateOf, type Parts, type Progress } from
  *
  *   acknowledged ─ gone · refused ─ dead, or taken apart first · again ─ due later
  *
- * and one that wasn't, or that met a full quota, stays as it was. A merged update that is refused for its content is
- * taken apart. A conflict of two identifiers, or one that is refused, is tried once with the key alone.
+ * and one that wasn't, or that met a full quota, stays as it was. A merged update that is refused for its content, or for
+ * trouble that doesn't pass, is taken apart, and so is one of which a mark has failed again and again. A conflict of two
+ * identifiers, or one that is refused, is tried once with the key alone.
  */
 export interface Desk {
   outlet: Outlet;
@@ -42,17 +43,8 @@ export interface Delivered {
 
 /** By priority: live, scheduled, backfill. */
 const URGENCIES: readonly Urgency[] = ['now', 'soon', 'later'];
-const RETRY = { firstMs: 1_000, longestMs: 10 * 60_000 };
-/**
- * Iterable is asynchronous: a user whom an update has just made may be unknown to a track for a while. Its own trouble with
- * a call may pass as well.
- */
-const WAITED_FOR: ReadonlySet<Refusal> = new Set(['unknown', 'trouble']);
-const WAITS_MS = [60_000, 120_000, 300_000];
 /** A refusal of an identifier or a full project may pass; one of the content won't by itself. */
 const PASSING_RETRY_MS = 24 * 3_600_000;
-/** How long Iterable may take until it knows of a user. */
-const ASYNCHRONOUS_MS = 60_000;
 /** Iterable erases people on request, and then takes no call for them. */
 const FORGOTTEN = 'ForgottenUserError';
 const KNOWN_TO_BE_FORGOTTEN = {
@@ -70,10 +62,9 @@ const LEFT_OUT = {
   field: null,
   answer: 'Not sent: this field was refused for a hundred people in a row.',
 } as const;
+const NOTHING: readonly PutOff[] = [];
 /** The column that is a place on a list. */
 const PLACE = [LIST];
-/** `attempts` counts a hundred for each such answer, and one for each failure since. */
-const WAIT_STEP = 100;
 
 type Refused = Extract<Verdict, { kind: 'refused' }>;
 type Final = Extract<Verdict, { kind: 'acknowledged' | 'refused' }>;
@@ -95,6 +86,8 @@ interface Errand extends Delivered {
   begun: readonly Progress[];
   /** What is to be sent for what has been begun; what a refusal asks for goes first. */
   tasks: Task[];
+  /** What failed and is tried again, each row once. Nothing else is begun then. */
+  putOff: readonly PutOff[];
 }
 
 /** A request, as long as there is one. */
@@ -115,14 +108,26 @@ export async function deliverRecipient(
   rows: readonly WaitingRow[],
 ): Promise<Delivered> {
   const urgency = urgencyOf(rows);
-  const errand: Errand = { desk, settle, recipient, urgency, rows, begun: [], tasks: [], lookAgain: false, restMs: 0 };
+  const errand: Errand = {
+    desk,
+    settle,
+    recipient,
+    urgency,
+    rows,
+    begun: [],
+    tasks: [],
+    putOff: NOTHING,
+    lookAgain: false,
+    restMs: 0,
+  };
   if (rows[0]?.isForgotten === true) {
     for (const row of rows) refuse(errand, row, null, KNOWN_TO_BE_FORGOTTEN);
     return errand;
   }
   const { outlet } = desk;
   let outcome: Outcome = 'done';
-  for (let task = next(errand); task !== null; task = outcome === 'halt' ? null : next(errand)) {
+  const goesOn = (): boolean => outcome === 'done' && errand.restMs === 0;
+  for (let task = next(errand); task !== null; task = goesOn() ? next(errand) : null) {
     switch (task.kind) {
       case 'update':
         outcome = heedUpdate(
@@ -146,6 +151,7 @@ export async function deliverRecipient(
     }
   }
   settleBegun(errand);
+  for (const each of errand.putOff) settle(each);
   return errand;
 }
 
@@ -178,7 +184,7 @@ function refuse(errand: Errand, row: WaitingRow, columns: readonly string[] | nu
 function bury(errand: Errand, row: WaitingRow, columns: readonly string[] | null, verdict: Refused): void {
   const { id, version } = row;
   const { about, reason, answer } = verdict;
-  const retryAfterMs = WAITED_FOR.has(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
+  const retryAfterMs = mayPass(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
   const forgotten = reason === FORGOTTEN ? errand.recipient : null;
   errand.settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
 }
@@ -189,10 +195,14 @@ function conclude(errand: Errand, verdict: Verdict | null, rows: readonly Waitin
     case 'acknowledged':
     case 'refused':
       return verdict;
-    case 'again':
-      for (const row of rows) errand.settle({ ...again(row, verdict.waitMs), late: verdict.late });
+    case 'again': {
       if (verdict.late) errand.restMs = verdict.waitMs ?? 0;
+      const refused = giveUp(rows, verdict);
+      if (refused !== null) return refused;
+      const failed = rows.map((row) => again(row, verdict));
+      errand.putOff = [...errand.putOff.filter(({ id }) => failed.every((row) => row.id !== id)), ...failed];
       return null;
+    }
     case 'gone':
       for (const { definitionId } of rows) errand.desk.stopDefinition(definitionId, verdict.reason);
       return null;
@@ -211,8 +221,10 @@ function conclude(errand: Errand, verdict: Verdict | null, rows: readonly Waitin
 function next(errand: Errand): Task | null {
   for (;;) {
     const task = errand.tasks.shift();
-    if (task !== undefined) return task;
+    if (task !== undefined) return divided(errand, task);
     settleBegun(errand);
+    // What comes next may have to come after what is tried again.
+    if (errand.putOff.length > 0) return null;
     const step = nextStep(errand.rows);
     switch (step.kind) {
       case 'wait':
@@ -239,6 +251,14 @@ function leaveOut(errand: Errand, mark: WaitingMark): readonly string[] {
   const fields = stopped.map(({ field }) => field);
   if (fields.length > 0) bury(errand, mark, fields, LEFT_OUT);
   return fields;
+}
+
+/** What has failed again and again doesn't go with others: one poisonous value would hold up all of them. */
+function divided(errand: Errand, task: Task): Task {
+  if (task.kind !== 'update' || !task.parts.some(({ of }) => isDoubtful(of.mark))) return task;
+  const [first = task.parts, ...others] = singleOut(task.parts, isDoubtful);
+  errand.tasks.unshift(...others.map((parts): Task => ({ ...task, parts })));
+  return { ...task, parts: first };
 }
 
 /** All fields of some marks are one update; then come their places on lists. */
@@ -270,7 +290,9 @@ function settleBegun(errand: Errand): void {
 function heedUpdate(errand: Errand, { parts, keyAlone }: TaskOf<'update'>, answer: Verdict | null): Outcome {
   const marks = parts.map(({ of }) => of.mark);
   const verdict = conclude(errand, answer, marks);
-  if (verdict === null) return 'halt';
+  // The other columns of what goes one by one needn't wait for this one.
+  const isItsOwn = answer?.kind === 'again' && answer.isBlameless !== true && marks.every(isDoubtful);
+  if (verdict === null) return isItsOwn ? 'done' : 'halt';
   if (verdict.kind === 'acknowledged') {
     for (const { of, columns } of parts) of.accepted = together(of.accepted, columns);
     return 'done';
@@ -280,12 +302,13 @@ function heedUpdate(errand: Errand, { parts, keyAlone }: TaskOf<'update'>, answe
     errand.tasks.unshift({ kind: 'update', parts, keyAlone: true });
     return 'done';
   }
-  const waited = verdict.about === 'trouble' ? marks.flatMap((mark) => waitFor(mark, verdict) ?? []) : [];
+  const waited = verdict.about === 'trouble' ? marks.flatMap((mark) => waitFor(mark, verdict.about) ?? []) : [];
   if (waited.length > 0) {
     for (const each of waited) errand.settle(each);
     return 'halt';
   }
-  const pieces = verdict.about === 'content' ? takeApart(parts, verdict.field) : [];
+  const isOfPart = verdict.about === 'content' || verdict.about === 'trouble';
+  const pieces = isOfPart ? takeApart(parts, verdict.field) : [];
   if (pieces.length > 0) {
     errand.tasks.unshift(...pieces.map((piece): Task => ({ kind: 'update', parts: piece, keyAlone })));
     return 'done';
@@ -310,6 +333,7 @@ function heedFound(errand: Errand, of: Progress, found: Awaited<ReturnType<Desk[
     return 'done';
   }
   const refused = conclude(errand, found, [mark]);
+  if (refused?.kind === 'refused' && found?.kind === 'again') return refusePlace(errand, of, refused);
   if (refused?.kind === 'refused') {
     const reason = `The list "${mark.list.name}" can't be made (${refused.reason}).`;
     errand.desk.stopDefinition(mark.definitionId, reason);
@@ -321,13 +345,17 @@ function heedList(errand: Errand, { of, change }: TaskOf<'list'>, answer: Verdic
   const verdict = conclude(errand, answer, [of.mark]);
   if (verdict === null) return 'halt';
   if (verdict.kind === 'acknowledged') return accept(of);
-  const waited = waitFor(of.mark, verdict);
+  const waited = waitFor(of.mark, verdict.about);
   if (waited !== null) {
     errand.settle(waited);
     return 'halt';
   }
   // Who isn't there needn't be on the list, where nobody is to be made for it.
   if (verdict.about === 'unknown' && change.existingOnly) return accept(of);
+  return refusePlace(errand, of, verdict);
+}
+
+function refusePlace(errand: Errand, of: Progress, verdict: Refused): Outcome {
   if (!refuse(errand, of.mark, PLACE, verdict)) return 'halt';
   of.refused = together(of.refused, PLACE);
   return 'done';
@@ -344,7 +372,7 @@ function heedAsked(errand: Errand, asked: readonly WaitingRow[], answer: Awaited
     for (const row of asked) {
       // A user who isn't there after a minute won't be made only to be told that they left.
       if (row.confirmStage >= 2) acknowledge(errand, row);
-      else errand.settle({ ...again(row, ASYNCHRONOUS_MS), attempts: row.attempts, confirmStage: 2 });
+      else errand.settle(askLater(row));
     }
     errand.rows = without(errand.rows, asked);
     return asked.every((row) => row.confirmStage >= 2) ? 'done' : 'halt';
@@ -372,28 +400,14 @@ function heedTrack(errand: Errand, { row, keyAlone }: TaskOf<'track'>, answer: V
     errand.tasks.unshift({ kind: 'track', row, keyAlone: true });
     return 'done';
   }
-  const waited = waitFor(row, verdict);
+  const waited = waitFor(row, verdict.about);
   if (waited === null) return refuse(errand, row, null, verdict) ? 'done' : 'halt';
   errand.settle(waited);
   return 'halt';
 }
 
-/** One more answer that may be another in some minutes; null where that has been waited for long enough. */
-function waitFor(row: WaitingRow, { about }: Refused): Extract<Settlement, { kind: 'again' }> | null {
-  const waits = Math.floor(row.attempts / WAIT_STEP);
-  const waitMs = WAITED_FOR.has(about) ? WAITS_MS[waits] : undefined;
-  return waitMs === undefined ? null : { ...again(row, waitMs), attempts: (waits + 1) * WAIT_STEP };
-}
-
 /** Whether it may be the identifier beside the key that is refused: the key alone is tried then. */
 const mayBeBeside = ({ about }: Refused): boolean => about === 'conflict' || about === 'person';
-
-/** One more failure. */
-function again({ id, version, attempts }: WaitingRow, waitMs: number | null): Extract<Settlement, { kind: 'again' }> {
-  const failures = Math.min(attempts % WAIT_STEP, WAIT_STEP - 2) + 1;
-  const afterMs = waitMs ?? backoffMs(failures, RETRY, Math.random());
-  return { kind: 'again', id, version, afterMs, attempts: attempts - (attempts % WAIT_STEP) + failures };
-}
 
 const together = (some: readonly string[], more: readonly string[]): readonly string[] =>
   some.length === 0 ? more : [...some, ...more];

@@ -32,7 +32,8 @@ export type Settlement =
       afterMs: number;
       attempts: number;
       confirmStage?: number;
-      late?: boolean;
+      /** For so long the request may still be applied; null where it can't be. */
+      lateMs: number | null;
     };
 
 /**
@@ -139,13 +140,15 @@ const REMEMBER_FORGOTTEN = `
 /** What has to wait, and the events behind it, which go after it. */
 const POSTPONE = `
   with postponed as (
-    update outbox as o set due_at = now() + s.after_ms * interval '1 millisecond', attempts = case when o.version = s.version then s.attempts else o.attempts end,
+    update outbox as o set
+      due_at = now() + case when o.version = s.version then s.after_ms else s.late_ms end * interval '1 millisecond',
+      attempts = case when o.version = s.version then s.attempts else o.attempts end,
       confirm = case when o.version = s.version then coalesce(s.confirm, o.confirm) else o.confirm end,
-      not_before = case when s.late then now() + s.after_ms * interval '1 millisecond' end
-    from unnest($1::bigint[], $2::bigint[], $3::float8[], $4::smallint[], $5::smallint[], $6::boolean[])
-      as s(id, version, after_ms, attempts, confirm, late)
+      not_before = now() + s.late_ms * interval '1 millisecond'
+    from unnest($1::bigint[], $2::bigint[], $3::float8[], $4::smallint[], $5::smallint[], $6::float8[])
+      as s(id, version, after_ms, attempts, confirm, late_ms)
     -- What has changed meanwhile waits, too, where the request may still be applied.
-    where o.id = s.id and (o.version = s.version or s.late)
+    where o.id = s.id and (o.version = s.version or s.late_ms is not null)
     returning o.id, o.destination_id, o.recipient, o.due_at
   )
   update outbox as o set due_at = p.due_at
@@ -201,7 +204,7 @@ function postpone({ planned }: Session, rows: readonly Extract<Settlement, { kin
     rows.map(({ afterMs }) => afterMs),
     rows.map(({ attempts }) => attempts),
     rows.map(({ confirmStage }) => confirmStage ?? null),
-    rows.map(({ late }) => late === true),
+    rows.map(({ lateMs }) => lateMs),
   ]);
 }
 

@@ -1,6 +1,7 @@
 import { appendFile, open } from 'node:fs/promises';
 import { formatCall } from '../../core/call.js';
 import { SINGLE_REQUEST_MS } from '../../core/timeouts.js';
+import { unanswered } from '../answer.js';
 import { plain, type Carrier, type Port, type Transmit } from '../carrier.js';
 
 /**
@@ -66,7 +67,7 @@ export function createFilePort({ path, namespace, quotas }: FilePortOptions): Po
     }),
     judge: (answer) => ({
       kind: 'whole',
-      verdict: answer.kind === 'answered' ? { kind: 'acknowledged' } : { kind: 'again', waitMs: null, late: false },
+      verdict: answer.kind === 'answered' ? { kind: 'acknowledged' } : unanswered(answer),
     }),
   };
   const format = (call: Parameters<typeof formatCall>[0]): string => formatCall(call, namespace);

@@ -1,5 +1,5 @@
 import type { BatchVerdict, Refusal, Verdict } from '../../core/verdict.js';
-import { readObject, scrubAnswer } from '../answer.js';
+import { readObject, scrubAnswer, unreadable } from '../answer.js';
 import type { Answer, Item } from '../carrier.js';
 import { DISALLOWED, hasFailed, judgeAnswer } from './verdict.js';
 
@@ -95,7 +95,6 @@ function judgeEach(
 /** Judges the answer to a request that carries `items`; `now` is its arrival, in milliseconds since 1970. */
 export function judgeBulk(answer: Answer, items: readonly Item[], now: number, isLeft = false): BatchVerdict {
   const verdict = judgeAnswer(answer, [...new Set(items.flatMap(({ fields }) => fields))], now);
-  const again: Verdict = { kind: 'again', waitMs: null, late: false };
   if (hasFailed(answer, verdict)) return { kind: 'failed', verdict };
   switch (verdict.kind) {
     case 'refused':
@@ -106,9 +105,10 @@ export function judgeBulk(answer: Answer, items: readonly Item[], now: number, i
     case 'stop':
       return { kind: 'whole', verdict };
     case 'acknowledged': {
-      const body = answer.kind === 'answered' ? readObject(answer.body) : null;
+      const text = answer.kind === 'answered' ? answer.body : '';
+      const body = readObject(text);
       const judged = body === null ? null : judgeEach(body, items, isLeft);
-      return judged ?? { kind: 'divide', verdict: again, field: null };
+      return judged ?? { kind: 'divide', verdict: unreadable(text), field: null };
     }
   }
 }

@@ -1,5 +1,5 @@
 import type { BatchVerdict, Refusal, Verdict } from '../../core/verdict.js';
-import { inRange, LATE_MS, readObject, readRetryAfter, scrubAnswer } from '../answer.js';
+import { failedWith, inRange, readObject, readRetryAfter, scrubAnswer, unanswered, unreadable } from '../answer.js';
 import type { Answer, Read } from '../carrier.js';
 
 /**
@@ -67,7 +67,7 @@ function namedField({ message, params }: Body, fields: readonly string[]): strin
 
 /** Judges the answer to a call that carried `fields`; `now` is its arrival, in milliseconds since 1970. */
 export function judgeAnswer(answer: Answer, fields: readonly string[], now: number): Verdict {
-  if (answer.kind === 'lost') return { kind: 'again', waitMs: answer.reached ? LATE_MS : null, late: answer.reached };
+  if (answer.kind === 'lost') return unanswered(answer);
   const { status, body: text, retryAfter } = answer;
   const body = readBody(text);
   const code = body?.code ?? null;
@@ -80,8 +80,7 @@ export function judgeAnswer(answer: Answer, fields: readonly string[], now: numb
   });
 
   if (status >= 200 && status < 300) {
-    // A success without Iterable's own body may be a proxy's: sending again is harmless.
-    return body === null ? { kind: 'again', waitMs: null, late: false } : { kind: 'acknowledged' };
+    return body === null ? unreadable(text) : { kind: 'acknowledged' };
   }
   if (status === 429) return { kind: 'slower', waitMs: waitOf(body, retryAfter, now) };
   if (status === 401 || status === 403) {
@@ -90,11 +89,7 @@ export function judgeAnswer(answer: Answer, fields: readonly string[], now: numb
       reason: `Iterable refused the API key (HTTP ${status}${code === null ? '' : `, ${code}`}).`,
     };
   }
-  // A gateway that has given up waiting says nothing of what it waited for.
-  if (status === 504) return { kind: 'again', waitMs: LATE_MS, late: true };
-  if (status >= 500 || status === 408) {
-    return { kind: 'again', waitMs: readRetryAfter(retryAfter, now), late: false };
-  }
+  if (status >= 500 || status === 408) return failedWith(status, text, readRetryAfter(retryAfter, now));
   if (status < 400) {
     const reason = `Iterable answered with a redirect (HTTP ${status}), which is not followed; look at \`region\`.`;
     return { kind: 'stop', reason };

@@ -1,8 +1,8 @@
 import { formatCall } from '../../core/call.js';
 import { SINGLE_REQUEST_MS } from '../../core/timeouts.js';
-import type { BatchVerdict, Verdict } from '../../core/verdict.js';
+import type { BatchVerdict } from '../../core/verdict.js';
 import type { Secret } from '../../lib/secret.js';
-import { LATE_MS, readRetryAfter, scrubAnswer } from '../answer.js';
+import { failedWith, readRetryAfter, scrubAnswer, unanswered } from '../answer.js';
 import { plain, type Answer, type Carrier, type Item, type Port } from '../carrier.js';
 import { createHttpClient } from '../client.js';
 
@@ -26,14 +26,15 @@ const MOST_CALL_BYTES = 32_000;
 const EMPTY = '{"batch":[]}';
 
 export function judgeSegment(answer: Answer, _: readonly Item[], now: number): BatchVerdict {
-  const again = (waitMs: number | null, late = false): Verdict => ({ kind: 'again', waitMs, late });
-  if (answer.kind === 'lost') return { kind: 'whole', verdict: again(answer.reached ? LATE_MS : null, answer.reached) };
+  if (answer.kind === 'lost') return { kind: 'whole', verdict: unanswered(answer) };
   const { status, body, retryAfter } = answer;
   const waitMs = readRetryAfter(retryAfter, now);
   if (status >= 200 && status < 300) return { kind: 'whole', verdict: { kind: 'acknowledged' } };
   if (status === 429) return { kind: 'whole', verdict: { kind: 'slower', waitMs } };
-  if (status === 504) return { kind: 'whole', verdict: again(LATE_MS, true) };
-  if (status >= 500 || status === 408) return { kind: 'failed', verdict: again(waitMs) };
+  if (status >= 500 || status === 408) {
+    const verdict = failedWith(status, body, waitMs);
+    return { kind: verdict.late ? 'whole' : 'failed', verdict };
+  }
   if (status < 400 || status === 401 || status === 403 || status === 404) {
     const what =
       status < 400 ? 'a redirect, which is not followed' : status === 404 ? 'no such endpoint' : 'no to the write key';
