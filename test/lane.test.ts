@@ -264,6 +264,28 @@ describe('a lane', () => {
     expect(verdicts[10]).toMatchObject({ kind: 'again', reason: 'GenericError', isBlameless: true });
   });
 
+  it('refuses what alone is over the bytes of a request, without sending it', async () => {
+    const simulator = await simulate();
+    const opened = open(simulator, { bytes: 1_000 });
+    const { update: way } = opened.port;
+    const overhead = way.bulk?.overhead ?? 0;
+    const sized = (bytes: number): Item => {
+      const item = update(opened, { field: 'text', json: '""' });
+      const missing = bytes - Buffer.byteLength(item.text);
+      return { ...item, text: item.text.replace('""', `"${'x'.repeat(missing)}"`) };
+    };
+    const items = [sized(1_000 - overhead), sized(1_001 - overhead), update(opened)];
+    const verdicts = await sendAll(opened.bulk, items);
+    expect(verdicts).toMatchObject([OK, { kind: 'refused', about: 'content', reason: 'TooLarge' }, OK]);
+    const sizes = (): number[] => simulator.requests().map(({ body }) => Buffer.byteLength(body));
+    expect(Math.max(...sizes())).toBe(1_000);
+    expect(simulator.userCount).toBe(2);
+    expect(await opened.single.send(sized(4_000_001), false)).toMatchObject({ reason: 'TooLarge' });
+    expect(Math.max(...sizes())).toBe(1_000);
+    await opened.single.send(sized(4_000_000), false);
+    expect(sizes().at(-1)).toBe(4_000_000);
+  });
+
   it('isn’t closed by failures among successes', async () => {
     const simulator = await simulate();
     const opened = open(simulator);

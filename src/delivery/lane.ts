@@ -261,7 +261,8 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
     send: (item, isUrgent) =>
       new Promise((resolve, reject) => {
         const at = now();
-        if (item.isTooLarge === true) {
+        const bytes = Buffer.byteLength(item.text);
+        if (item.isTooLarge === true || carrier.overhead + bytes > carrier.bytes) {
           resolve(TOO_LARGE);
           return;
         }
@@ -274,8 +275,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
         }
         if (isIdle) pace.rest(at);
         // With what parts it from the next.
-        const bytes = Buffer.byteLength(item.text) + 1;
-        line.add({ item, bytes, resolve, reject, leavesAt: at + patienceMs }, isUrgent);
+        line.add({ item, bytes: bytes + 1, resolve, reject, leavesAt: at + patienceMs }, isUrgent);
         // Who comes later waits with those for whom a look is planned, unless the request is full by now.
         const queued = line.fresh();
         if (queued === 1 || queued === carrier.most) look();
