@@ -367,6 +367,19 @@ describe('a lane in bulk', () => {
       OK,
     ]);
     expect(batches(simulator)).toHaveLength(1);
+    // What was refused has been taken, and not accepted.
+    expect(opened.bulk.figures()).toMatchObject({ requests: 1, calls: 2 });
+  });
+
+  it('counts what was accepted, and what was taken, a second', async () => {
+    const simulator = await simulate();
+    simulator.forget('gone');
+    const opened = open(simulator);
+    await sendAll(opened.bulk, [...several(opened, 2), update(opened, { userId: 'gone' })]);
+    const rates = (): number[] =>
+      [opened.bulk.figures().callsPerSecond, opened.bulk.takenPerSecond()].map((n) => n * 9);
+    // The second that goes on isn't counted yet.
+    await expect.poll(() => rates().map(Math.round), { timeout: 5_000 }).toEqual([2, 3]);
   });
 
   it('blames nobody among others whose request wasn’t answered, and blames who was alone in it', async () => {

@@ -34,6 +34,8 @@ export interface Lane<R = Verdict> {
   waitMs: () => number;
   /** Why the lane isn't open, in a sentence; null where it is. */
   trouble: () => string | null;
+  /** The calls a second of requests that were answered with success, whatever was said of each. */
+  takenPerSecond: () => number;
   /** For how long the last request still counts for the quota. */
   quietMs: () => number;
   figures: () => LaneFigures;
@@ -44,10 +46,10 @@ export interface LaneFigures {
   /** Requests a second: the quota, and what is let through at present. */
   quota: number;
   allowed: number;
-  /** Over the last ten seconds. */
+  /** Requests, and calls that were accepted, over the last ten seconds. */
   requestsPerSecond: number;
   callsPerSecond: number;
-  /** Requests since the start, those refused for the quota, and the calls of those that were accepted. */
+  /** Requests since the start, those refused for the quota, and the calls that were accepted. */
   requests: number;
   throttled: number;
   calls: number;
@@ -84,6 +86,19 @@ function toldOfTrouble(verdict: Verdict): Verdict {
   return { kind: 'again', waitMs: FAILED_PAUSE.longestMs, late: false, reason, answer };
 }
 
+/** How many of a request's calls were accepted, or answered what they asked. */
+function acceptedOf(judged: BatchVerdict<Concluded>, calls: number): number {
+  if (judged.kind !== 'each') return judged.kind === 'whole' && judged.verdict.kind === 'acknowledged' ? calls : 0;
+  let accepted = 0;
+  for (const { kind } of judged.verdicts) if (kind === 'acknowledged' || kind === 'read') accepted += 1;
+  return accepted;
+}
+
+/** A verdict, or what was read. */
+interface Concluded {
+  kind: string;
+}
+
 export interface LaneOptions<R> {
   carrier: Carrier<R>;
   transmit: Transmit;
@@ -93,7 +108,13 @@ export interface LaneOptions<R> {
   onLeftOut: (fields: readonly string[]) => void;
 }
 
-export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, onLeftOut }: LaneOptions<R>): Lane<R> {
+export function createLane<R extends Concluded = Verdict>({
+  carrier,
+  transmit,
+  mayBegin,
+  onFree,
+  onLeftOut,
+}: LaneOptions<R>): Lane<R> {
   const pace = createPace(carrier.perSecond);
   const patienceMs = Math.max(PATIENCE_MS, 2_000 / carrier.perSecond);
   const failuresBeforePause = FAILURES_BEFORE_PAUSE[carrier.most === 1 ? 'single' : 'bulk'];
@@ -107,7 +128,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
   let probes = 0;
   let open = 0;
   const counts = { requests: 0, throttled: 0, calls: 0 };
-  const meters = { requests: createMeter(), calls: createMeter() };
+  const meters = { requests: createMeter(), calls: createMeter(), taken: createMeter() };
 
   const isTroubled = (): boolean => failures >= failuresBeforePause;
   /** Closes the lane for so long; without a length, for one that grows with each pause until a success. */
@@ -201,8 +222,10 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
     pauses = 0;
     passedAt = at;
     if (answer.status >= 400) return;
-    counts.calls += calls;
-    meters.calls.count(calls, at);
+    const accepted = acceptedOf(judged, calls);
+    counts.calls += accepted;
+    meters.calls.count(accepted, at);
+    meters.taken.count(calls, at);
   };
 
   const begin = async (unit: Unit<R>): Promise<void> => {
@@ -300,6 +323,7 @@ export function createLane<R = Verdict>({ carrier, transmit, mayBegin, onFree, o
       if (isTroubled()) return `The destination does not answer as it should (${lastFailure}).`;
       return pace.pausedMs(now()) > 0 ? 'The destination asks to wait (HTTP 429).' : null;
     },
+    takenPerSecond: () => meters.taken.perSecond(now()),
     quietMs: () => Math.max(0, pace.busyUntil() - now()),
     figures: () => {
       const at = now();

@@ -82,7 +82,7 @@ export function createMemory(bulkAgoMs: number): Memory {
 export function createOutlet({ port, mayBegin, memory, onFree, onLeftOut }: OutletOptions): Outlet {
   const now = (): number => performance.now();
   const lanes = new Map<Carrier<unknown>, Lane<unknown>>();
-  const laneOf = <R>(carrier: Carrier<R>): Lane<R> => {
+  const laneOf = <R extends { kind: string }>(carrier: Carrier<R>): Lane<R> => {
     const known = lanes.get(carrier);
     if (known !== undefined) return known as Lane<R>;
     const { timeoutMs } = carrier;
@@ -125,8 +125,7 @@ export function createOutlet({ port, mayBegin, memory, onFree, onLeftOut }: Outl
 
   const isBusy = ({ single, bulk }: Lanes): boolean => {
     if (bulk === null) return false;
-    const { allowed, callsPerSecond } = single.figures();
-    return callsPerSecond + bulk.figures().callsPerSecond > BUSY * allowed;
+    return single.takenPerSecond() + bulk.takenPerSecond() > BUSY * single.figures().allowed;
   };
 
   const all = (): readonly Lane<unknown>[] => [...lanes.values()];

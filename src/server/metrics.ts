@@ -119,7 +119,7 @@ export function createMetrics(
   const allowed = gauge('lane_allowed_requests_per_second', 'What a lane lets through at present.', ofLane);
   const requests = counter('requests', 'Requests that were sent.', ofLane);
   const throttled = counter('requests_throttled', 'Requests that were answered with 429.', ofLane);
-  const calls = counter('calls', 'Calls in requests that were accepted.', ofLane);
+  const calls = counter('calls', 'Calls that were accepted.', ofLane);
   const ended = counter('runs', 'Runs that have ended while this instance leads.', ['definition', 'outcome']);
   const waiting = gauge('waiting_calls', 'Marks and events that are not acknowledged yet.', ['destination']);
   const oldest = gauge('oldest_waiting_call_seconds', 'The age of the oldest of them.', ['destination']);
