@@ -16,7 +16,11 @@ export interface DestinationStatus {
   dead: number;
   /** Whether it still is in the configuration, with this host. */
   configured: boolean;
-  /** How long it takes to drain at the present rate; null where nothing moves, or nobody leads. */
+  /**
+   * How long it takes at the present rate until nothing waits any more that could be sent: 0 where nothing does, null where
+   * nothing moves or nobody leads. Of one definition alone it is how long the destination takes for those of all, which
+   * share the rate: an upper bound.
+   */
   drainsInSeconds: number | null;
   /** Fields that the destination has left out of what it was sent lately. */
   droppedFields: readonly string[];
@@ -33,7 +37,7 @@ interface LaneStatus {
   quota: number;
   /** What the lane lets through at present: less where the destination has asked to wait again and again. */
   allowed: number;
-  /** Over the last ten seconds. */
+  /** Requests, and calls that were accepted, over the last ten seconds. */
   requestsPerSecond: number;
   callsPerSecond: number;
 }
@@ -45,9 +49,9 @@ interface Told {
 }
 
 interface DestinationRow extends Omit<DestinationStatus, 'lanes' | 'configured' | 'drainsInSeconds'> {
-  /** Calls that nothing keeps from being sent, and those of backfills that are still to come. */
-  moving: number;
-  ahead: number;
+  /** Calls that nothing keeps from being sent and those of backfills that are still to come: of what is asked for, of all. */
+  left: number;
+  leftInAll: number;
   delivery: Told | null;
 }
 
@@ -59,13 +63,13 @@ export async function readDestinations(
   const { rows } = await databases.state.pool.query<DestinationRow>(
     `with held as materialized (
        select dd.definition_id, dd.destination_id from definition_destination as dd
-       join definition as d on d.id = dd.definition_id where d.state = 'paused' or dd.stopped is not null)
-     select t.name, t.host, t.state, t.reason, t.delivery, coalesce(w.waiting, 0) as waiting, coalesce(w.moving, 0) as moving,
+       join definition as d on d.id = dd.definition_id where d.state = 'paused' or dd.stopped is not null),
+     -- Those of the definition that is asked for, or of all.
+     meant as materialized (select id from definition where $1::text is null or key = $1)
+     select t.name, t.host, t.state, t.reason, t.delivery, coalesce(w.waiting, 0) as waiting,
+       coalesce(w.moving, 0) + coalesce(b.ahead, 0) as left,
+       coalesce(w.moving_in_all, 0) + coalesce(b.ahead_in_all, 0) as "leftInAll",
        w.oldest as "oldestWaitingSeconds", coalesce(x.dead, 0) as dead,
-       (select coalesce(sum(greatest(0, backfill_total - backfill_done) * (backfill_identify::int + backfill_events::int)), 0)::int8
-        from definition_destination as dd join definition as d on d.id = dd.definition_id
-        where dd.destination_id = t.id and dd.backfill is not null and ($1::text is null or d.key = $1)
-          and (d.id, t.id) not in (select definition_id, destination_id from held)) as ahead,
        (select coalesce(jsonb_agg(jsonb_build_object('definition', d.key, 'reason', dd.stopped) order by d.key), '[]')
         from definition_destination as dd join definition as d on d.id = dd.definition_id
         where dd.destination_id = t.id and dd.stopped is not null and ($1::text is null or d.key = $1)) as "stoppedDefinitions",
@@ -77,21 +81,30 @@ export async function readDestinations(
          where at::timestamptz > now() - interval '${LEFT_OUT_FOR}' order by field) as "droppedFields"
      from destination as t
      left join (
-       select destination_id, count(*) as waiting, count(*) filter (where held.definition_id is null) as moving,
-         greatest(0, floor(extract(epoch from now() - min(raised_at))))::int8 as oldest
-       from outbox left join held using (definition_id, destination_id)
-       where $1::text is null or definition_id = (select id from definition where key = $1)
+       select destination_id, count(meant.id) as waiting,
+         count(meant.id) filter (where held.definition_id is null) as moving,
+         count(*) filter (where held.definition_id is null) as moving_in_all,
+         greatest(0, floor(extract(epoch from now() - min(raised_at) filter (where meant.id is not null))))::int8 as oldest
+       from outbox left join held using (definition_id, destination_id) left join meant on meant.id = definition_id
        group by destination_id) as w on w.destination_id = t.id
      left join (
+       select destination_id, sum(calls) filter (where meant.id is not null)::int8 as ahead, sum(calls)::int8 as ahead_in_all
+       from definition_destination as dd left join meant on meant.id = dd.definition_id
+       cross join lateral (
+         select greatest(0, backfill_total - backfill_done) * (backfill_identify::int + backfill_events::int)) as c (calls)
+       where dd.backfill is not null
+         and (dd.definition_id, dd.destination_id) not in (select definition_id, destination_id from held)
+       group by destination_id) as b on b.destination_id = t.id
+     left join (
        select destination_id, count(*) as dead
-       from dead_call where $1::text is null or definition_id = (select id from definition where key = $1)
+       from dead_call join meant on meant.id = definition_id
        group by destination_id) as x on x.destination_id = t.id
      order by t.name, t.host`,
     [key],
   );
   const configured = new Map(config.destinations.map((each) => [`${each.name} ${targetOf(each).host}`, each]));
   return rows
-    .map(({ moving, ahead, delivery, ...row }) => {
+    .map(({ left, leftInAll, delivery, ...row }) => {
       const destination = configured.get(`${row.name} ${row.host}`);
       const told = new Map((isLed ? (delivery?.lanes ?? []) : []).map((lane) => [lane.name, lane]));
       const lanes = (destination === undefined ? [] : quotasOf(destination)).map(({ name, quota }) => {
@@ -99,18 +112,24 @@ export async function readDestinations(
         return { name, quota, allowed, requestsPerSecond, callsPerSecond };
       });
       const rate = isLed ? (delivery?.acknowledgedPerSecond ?? 0) : 0;
-      const left = row.state === 'active' ? moving + ahead : 0;
+      const isMoving = row.state === 'active' && left > 0;
       return {
         ...row,
         configured: destination !== undefined,
-        drainsInSeconds: left === 0 ? 0 : rate > 0 ? Math.ceil(left / rate) : null,
+        drainsInSeconds: isMoving ? (rate > 0 ? Math.ceil(leftInAll / rate) : null) : 0,
         lanes,
       };
     })
     .filter(({ configured: isThere, waiting, dead }) => isThere || waiting > 0 || dead > 0);
 }
 
-export function describeDestinations(destinations: readonly DestinationStatus[]): string {
+/** `–` where nothing is to be drained, `unknown` where it can't be said how long it takes. */
+function describeDraining(seconds: number | null): string {
+  if (seconds === null) return 'unknown';
+  return seconds === 0 ? '–' : formatDuration(seconds * 1000);
+}
+
+export function describeDestinations(destinations: readonly DestinationStatus[], key: string | null): string {
   const columns = [
     { title: 'destination' },
     { title: 'host' },
@@ -118,7 +137,8 @@ export function describeDestinations(destinations: readonly DestinationStatus[])
     { title: 'waiting', align: 'right' },
     { title: 'longest', align: 'right' },
     { title: 'refused', align: 'right' },
-    { title: 'drains in', align: 'right' },
+    // Calls of several definitions go side by side: that of one alone isn't known.
+    { title: key === null ? 'drains in' : 'all drain in', align: 'right' },
   ] as const;
   const rows = destinations.map(({ name, host, state, waiting, oldestWaitingSeconds, dead, drainsInSeconds }) => [
     plain(name),
@@ -127,7 +147,7 @@ export function describeDestinations(destinations: readonly DestinationStatus[])
     formatCount(waiting),
     oldestWaitingSeconds === null ? '–' : formatDuration(oldestWaitingSeconds * 1000),
     formatCount(dead),
-    drainsInSeconds === null || drainsInSeconds === 0 ? '–' : formatDuration(drainsInSeconds * 1000),
+    describeDraining(drainsInSeconds),
   ]);
   return formatTable(columns, rows);
 }

@@ -164,7 +164,7 @@ export async function status({ opened, output }: CommandContext, key: string | n
 
   output.line(describeDefinitions(definitions, now));
   output.line();
-  output.line(describeDestinations(destinations));
+  output.line(describeDestinations(destinations, key));
   output.line();
   output.line(describeLanes(destinations));
   output.line();
