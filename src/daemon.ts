@@ -15,6 +15,7 @@ import { until } from './lib/until.js';
 import { Secret } from './lib/secret.js';
 import type { Databases } from './sync/compute.js';
 import { createFeeder } from './sync/cursor.js';
+import { dropUnread } from './sync/findings.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
 import { register } from './sync/registry.js';
 import { ALL_REQUESTS, QUIET_REQUESTS } from './sync/asking.js';
@@ -213,6 +214,7 @@ export async function lead(
   try {
     await abandonRuns(context);
     await prepareHistory(state);
+    await dropUnread(state.pool);
     if (delivers) {
       await applyConfig(config, confirmRemovals);
       await rememberProblem(null);

@@ -41,6 +41,7 @@ async function open(changes: readonly Written[], answer: boolean | null = null):
       json: false,
       line: (text = '') => said.lines.push(text),
       object: (result) => said.objects.push(result),
+      objectWith: () => Promise.resolve(),
       say: (text) => said.said.push(text),
     },
     signal: new AbortController().signal,

@@ -23,6 +23,7 @@ async function print(
     json: false,
     line: (text = '') => lines.push(text),
     object: (result: Record<string, unknown>) => (object = result),
+    objectWith: () => Promise.resolve(),
     say: (text: string) => lines.push(text),
   };
   const confirm = (): Promise<boolean> => Promise.resolve(true);

@@ -10,6 +10,12 @@ export interface Output {
   line: (text?: string) => void;
   /** The whole result under `--json`; nothing otherwise. `version` is added. May hold `RawJson`. */
   object: (result: Readonly<Record<string, unknown>>) => void;
+  /** The same, of a result that is too long to be held: its last member, `name`, is a list that comes in pages. */
+  objectWith: (
+    result: Readonly<Record<string, unknown>>,
+    name: string,
+    pages: AsyncIterable<readonly unknown[]>,
+  ) => Promise<void>;
   /** A line about the work itself. */
   say: (text: string) => void;
 }
@@ -50,6 +56,11 @@ function stringify(result: unknown): string {
   return text.replaceAll(/"\\u0000(\d+)"/g, (_, index: string) => raws[Number(index)] ?? 'null');
 }
 
+/** Resolves when the text has gone out, or nobody reads any more. */
+function write(text: string): Promise<void> {
+  return new Promise((resolve) => process.stdout.write(text, () => resolve()));
+}
+
 export function createOutput(json: boolean): Output {
   return {
     json,
@@ -58,6 +69,17 @@ export function createOutput(json: boolean): Output {
     },
     object: (result) => {
       if (json) process.stdout.write(`${stringify({ version: 1, ...result })}\n`);
+    },
+    objectWith: async (result, name, pages) => {
+      if (!json) return;
+      await write(`${stringify({ version: 1, ...result }).slice(0, -1)},${JSON.stringify(name)}:[`);
+      let isFirst = true;
+      for await (const page of pages) {
+        if (page.length === 0) continue;
+        await write(`${isFirst ? '' : ','}${page.map(stringify).join(',')}`);
+        isFirst = false;
+      }
+      await write(']}\n');
     },
     say: (text) => process.stderr.write(`${text}\n`),
   };

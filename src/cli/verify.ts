@@ -1,4 +1,6 @@
-import type { Difference, VerifyOptions } from '../sync/verify.js';
+import type { Pool } from '../db/connect.js';
+import { countDifferences, dropDifferences, readDifferences, type Difference } from '../sync/findings.js';
+import type { VerifyOptions } from '../sync/verify.js';
 import { act } from './act.js';
 import type { CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
@@ -13,6 +15,25 @@ const SHOWN = 20;
 
 const sentence = ({ recipient, field, expected, found, destination }: Difference): string =>
   `${plain(recipient.slice(2))} at ${plain(destination)}: ${plain(field)} should be ${plain(expected)}, and is ${found === null ? 'missing' : plain(found)}`;
+
+/** All that differs, a page after the other; what has been taken is dropped. */
+async function* takeDifferences(pool: Pool, request: number): AsyncGenerator<readonly Difference[]> {
+  let page = await readDifferences(pool, request, { after: 0 });
+  for (let last = page.at(-1)?.id; last !== undefined; last = page.at(-1)?.id) {
+    yield page.map(({ id: _, ...difference }) => difference);
+    await dropDifferences(pool, request, last);
+    page = await readDifferences(pool, request, { after: last });
+  }
+}
+
+async function showDifferences({ opened, output }: CommandContext, request: number): Promise<void> {
+  const { pool } = opened.databases.state;
+  const more = (await countDifferences(pool, request)) - SHOWN;
+  const first = await readDifferences(pool, request, { after: 0, most: SHOWN });
+  for (const difference of first) output.line(`${SIGN.bad} ${sentence(difference)}`);
+  if (more > 0) output.line(`… and ${formatCount(more)} more (--json has them).`);
+  await dropDifferences(pool, request);
+}
 
 export async function verify(context: CommandContext, options: VerifyOptions): Promise<number> {
   const { opened, output, signal } = context;
@@ -29,15 +50,12 @@ export async function verify(context: CommandContext, options: VerifyOptions): P
       output.say(`${countOf(count, 'user')} read.`);
     },
     afterwards: async (done) => {
-      const { verified = [], differences = [] } = done.progress;
+      const { verified = [] } = done.progress;
       if (done.outcome !== 'done') return;
-      // People are in it: what has been read isn't kept.
-      await opened.databases.state.pool.query(`update request set progress = progress - 'differences' where id = $1`, [
-        done.id,
-      ]);
       const differing = verified.reduce((sum, each) => sum + each.differing, 0);
       const unjudged = verified.reduce((sum, each) => sum + each.unjudged, 0);
-      output.object({ verified, differences });
+      const { pool } = opened.databases.state;
+      await output.objectWith({ verified }, 'differences', takeDifferences(pool, done.id));
       output.line(
         formatTable(
           [
@@ -56,9 +74,7 @@ export async function verify(context: CommandContext, options: VerifyOptions): P
           ]),
         ),
       );
-      for (const difference of differences.slice(0, SHOWN)) output.line(`${SIGN.bad} ${sentence(difference)}`);
-      if (differences.length > SHOWN)
-        output.line(`… and ${formatCount(differences.length - SHOWN)} more (--json has them).`);
+      if (!output.json) await showDifferences(context, done.id);
       if (unjudged > 0) {
         output.line(
           `${SIGN.note} ${countOf(unjudged, 'user')} can't be judged: calls of theirs wait, were refused or are less than a minute old, or they could not be read.`,

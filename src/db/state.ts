@@ -137,6 +137,7 @@ interface Tables {
     taken_by: string | null;
     progress: Generated<unknown>;
     finished_at: Date | null;
+    read_at: Date | null;
     outcome: 'done' | 'refused' | 'failed' | null;
     answer: string | null;
   };

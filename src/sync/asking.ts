@@ -4,7 +4,7 @@ import type { Logger } from '../lib/logger.js';
 import type { DeadFilter } from '../outbox/dead.js';
 import type { RunContext } from './run.js';
 import type { Scheduler } from './scheduler.js';
-import type { CompareUser, Difference, Verified, VerifyOptions } from './verify.js';
+import type { CompareUser, Verified, VerifyOptions } from './verify.js';
 
 /** What a command may ask of the leader, what it is told of how that goes, and what carrying it out takes. */
 export interface RequestArguments {
@@ -45,8 +45,6 @@ export interface RequestProgress {
   /** Definitions of whose changes some can't be evaluated at present: they are as soon as that is mended. */
   unevaluated: readonly string[];
   verified?: readonly Verified[];
-  /** People are in it: it is taken out when it has been read. */
-  differences?: readonly Difference[];
 }
 
 /** Requests that cause no calls: a command that leads for one of them sends nothing at all. */

@@ -38,7 +38,8 @@ export async function previewForget(state: State, text: string): Promise<Forgott
   const { rows } = await state.pool.query<{ rows: number }>(
     `select (select count(*) from snapshot where recipient = any($1)) + (select count(*) from outbox where recipient = any($1))
        + (select count(*) from dead_call where recipient = any($1)) + (select count(*) from conflict where recipient = any($1))
-       + (select count(*) from transition where recipient = any($1)) as rows`,
+       + (select count(*) from transition where recipient = any($1)) + (select count(*) from sample where recipient = any($1))
+       + (select count(*) from difference where recipient = any($1)) as rows`,
     [recipients],
   );
   return { recipients, rows: rows[0]?.rows ?? 0 };
@@ -67,6 +68,8 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
   return inTransaction(state.pool, async (client) => {
     const definitions = await client.query<{ id: number }>('select id from definition order by id');
     for (const { id } of definitions.rows) await lockDefinition(client, id);
+    // What `verify` writes down of people it does while it holds its request.
+    await client.query(`select from request where kind = 'verify' and outcome is null order by id for update`);
     const recipients = [...new Set([...meant, ...(await findRecipients(client, text))])];
     await remember(client, recipients);
     let rows = 0;
@@ -84,7 +87,7 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
         members,
       ]);
     }
-    for (const table of ['outbox', 'dead_call', 'conflict', 'transition']) {
+    for (const table of ['outbox', 'dead_call', 'conflict', 'transition', 'sample', 'difference']) {
       const gone = await client.query(`delete from ${table} where recipient = any($1)`, [recipients]);
       rows += gone.rowCount ?? 0;
     }
@@ -92,7 +95,6 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
       await client.query(`delete from ${table} where profile_id = any($1)`, [[...profiles]]);
     }
     await client.query(`delete from noted where name = any($1)`, [[...profiles, ...recipients]]);
-    await client.query(`update request set progress = progress - 'differences' where progress ? 'differences'`);
     return { recipients, rows };
   });
 }

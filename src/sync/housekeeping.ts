@@ -1,6 +1,7 @@
 import { inTransaction, type Client } from '../db/connect.js';
 import type { State } from '../db/state.js';
 import { tendDead } from '../outbox/dead.js';
+import { dropUnread } from './findings.js';
 
 /** What the leader tidies up: partitions of the history, dead calls whose day has come, old runs and requests. */
 const HISTORY_DAYS = 90;
@@ -48,10 +49,6 @@ export async function tidyUp(state: State): Promise<void> {
     `delete from run where finished_at < now() - interval '90 days' and outcome <> 'held'
      and not exists (select from run as later where later.approves = run.id)`,
   );
-  // What `verify` found of people is there to be read, and no longer.
-  await state.pool.query(
-    `update request set progress = progress - 'differences'
-     where progress ? 'differences' and finished_at < now() - interval '10 minutes'`,
-  );
+  await dropUnread(state.pool);
   await state.pool.query(`delete from request where finished_at < now() - interval '7 days'`);
 }

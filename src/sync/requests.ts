@@ -1,11 +1,12 @@
 import { inTransaction } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
 import type { RequestKind, State } from '../db/state.js';
-import { OperatorError, UnavailableError } from '../lib/errors.js';
+import { OperatorError } from '../lib/errors.js';
 import { startLoop, type Loop } from '../lib/loop.js';
 import { discardDead, retryDead } from '../outbox/dead.js';
 import { NOTHING, type RequestArguments, type RequestDeps, type RequestProgress, type Save } from './asking.js';
 import { beginBackfill } from './cursor.js';
+import { openFindings } from './findings.js';
 import { forget } from './forget.js';
 import { exitAll } from './removal.js';
 import { describeFailure, type RunResult } from './run.js';
@@ -99,21 +100,27 @@ async function backfill(
   return { ...NOTHING, definitions: [key] };
 }
 
-async function verifyAll(deps: RequestDeps, options: VerifyOptions, save: Save): Promise<RequestProgress> {
-  const { state } = deps.context.databases;
+async function verifyAll(
+  deps: RequestDeps,
+  { request, options }: { request: number; options: VerifyOptions },
+  save: Save,
+): Promise<RequestProgress> {
+  const { databases, leader } = deps.context;
+  const { state } = databases;
+  const signal = deps.draining;
   const keys = (await chosen(deps, options.keys)).map(({ key }) => key);
-  const found = await verify(
+  const verified = await verify(
     {
       state,
+      findings: openFindings(state.pool, { request, leader, signal }),
       destinations: deps.destinations(),
-      signal: deps.draining,
+      signal,
       onProgress: (count) => save({ ...NOTHING, definitions: keys, count }),
     },
     { ...options, keys },
   );
-  if (deps.draining.aborted) throw new UnavailableError('Stopped.');
   deps.nudge();
-  return { ...NOTHING, definitions: keys, upTo: await lastVersion(state), ...found };
+  return { ...NOTHING, definitions: keys, upTo: await lastVersion(state), verified };
 }
 
 async function carryOut(deps: RequestDeps, row: RequestRow, save: Save): Promise<RequestProgress> {
@@ -136,7 +143,7 @@ async function carryOut(deps: RequestDeps, row: RequestRow, save: Save): Promise
     case 'discard':
       return { ...NOTHING, count: await discardDead(state.pool, row.arguments as RequestArguments['discard']) };
     case 'verify':
-      return verifyAll(deps, row.arguments as RequestArguments['verify'], save);
+      return verifyAll(deps, { request: row.id, options: row.arguments as RequestArguments['verify'] }, save);
     case 'forget': {
       const { rows } = await forget(state, (row.arguments as RequestArguments['forget']).person);
       // The request itself must not remember the person either.

@@ -1,9 +1,10 @@
 import type { ExpectedValue, UserFound } from '../core/call.js';
 import type { FieldType } from '../core/field.js';
-import { inTransaction } from '../db/connect.js';
 import type { State } from '../db/state.js';
+import { UnavailableError } from '../lib/errors.js';
 import { until } from '../lib/until.js';
-import { COLUMNS_TOGETHER, DUE_NOW, hashOf, LIST } from '../outbox/queue.js';
+import { LIST } from '../outbox/queue.js';
+import type { Findings, Found } from './findings.js';
 
 /**
  * Reads users back from their destination and compares them with the snapshot: a sample of each definition's members,
@@ -22,16 +23,6 @@ export interface Verified {
   repaired: number;
 }
 
-export interface Difference {
-  definition: string;
-  destination: string;
-  recipient: string;
-  field: string;
-  /** JSON texts; null: the user isn't there. */
-  expected: string;
-  found: string | null;
-}
-
 /** What a user has; or when it can be read. */
 export type CompareUser = (
   recipient: string,
@@ -48,6 +39,8 @@ export interface VerifyOptions {
 
 export interface VerifyDeps {
   state: State;
+  /** Whom is read and what differs; what an earlier attempt has left there is dropped. */
+  findings: Findings;
   /** The destinations that are sent to; `compare` null where users can't be read. */
   destinations: readonly { id: number; name: string; compare: CompareUser | null }[];
   /** Nothing more is read. */
@@ -56,12 +49,10 @@ export interface VerifyDeps {
 }
 
 const AT_ONCE = 50;
-const PAGE = 500;
 const ASYNCHRONOUS_MS = 60_000;
 /** A destination that answers nobody for so long is given up. */
 const GIVEN_UP_AFTER_MS = 60_000;
 const ONCE_MORE_AFTER_MS = 250;
-const MOST_SHOWN = 1_000;
 
 interface Pair {
   definition_id: number;
@@ -92,20 +83,6 @@ async function readPairs(state: State, destinationId: number, keys: readonly str
     [destinationId, keys],
   );
   return rows;
-}
-
-/** Members, drawn by a hash, and a tenth as many of those who have left. */
-async function drawSample(state: State, { definition_id }: Pair, sample: number, seed: string): Promise<string[]> {
-  const { rows } = await state.pool.query<{ recipient: string }>(
-    `(select recipient from snapshot where definition_id = ${definition_id} and not kept
-      order by hashtext(recipient || $2) limit $1)
-     union all
-     (select distinct x.recipient from transition as x where x.definition_id = ${definition_id} and x.kind = 'x'
-        and not exists (select from snapshot as s where s.definition_id = ${definition_id} and s.recipient = x.recipient)
-      limit ceil($1::int4 / 10.0))`,
-    [sample, seed],
-  );
-  return rows.map(({ recipient }) => recipient);
 }
 
 async function readExpected(
@@ -154,32 +131,6 @@ async function isMember(state: State, definitionId: number | undefined, names: r
   return rowCount !== null && rowCount > 0;
 }
 
-/** Marks fields of members to be sent again. */
-async function repairFields(
-  state: State,
-  destinationId: number,
-  differences: readonly (Difference & { definitionId: number })[],
-): Promise<void> {
-  await inTransaction(state.pool, async (client) => {
-    await client.query(
-      `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, with_beside)
-       select 'm', $1, definition_id, 1, recipient, array_agg(field), true
-       from unnest($2::int4[], $3::text[], $4::text[]) as d(definition_id, recipient, field)
-       where not exists (select from forgotten where hash = ${hashOf('d.recipient')})
-       group by definition_id, recipient order by recipient
-       on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
-         columns = ${COLUMNS_TOGETHER},
-         version = nextval('version'), due_at = ${DUE_NOW}, attempts = 0`,
-      [
-        destinationId,
-        differences.map(({ definitionId }) => definitionId),
-        differences.map(({ recipient }) => recipient),
-        differences.map(({ field }) => field),
-      ],
-    );
-  });
-}
-
 interface Readable {
   id: number;
   name: string;
@@ -188,11 +139,14 @@ interface Readable {
 
 type Judgement = 'same' | 'differs' | 'unjudged';
 
-interface Found {
-  /** By definition, then by recipient. */
-  judged: Map<string, Map<string, Judgement>>;
-  differences: (Difference & { definitionId: number })[];
+interface Judged {
+  key: string;
+  judgement: Judgement;
+  found: readonly Found[];
 }
+
+/** By definition. */
+type Counts = ReadonlyMap<string, Record<Judgement, number>>;
 
 function groupByRecipient(rows: readonly ExpectedRow[]): ReadonlyMap<string, readonly ExpectedRow[]> {
   const groups = new Map<string, ExpectedRow[]>();
@@ -200,14 +154,11 @@ function groupByRecipient(rows: readonly ExpectedRow[]): ReadonlyMap<string, rea
   return groups;
 }
 
-/** Reads users of one destination, some at once, and notes what differs. */
-async function compareAll(
+/** Reads users of one destination, some at once, and judges them for each definition; in the order of their names. */
+function createComparison(
   deps: VerifyDeps,
   destination: Readable,
-  { pairs, recipients }: { pairs: readonly Pair[]; recipients: readonly string[] },
-): Promise<Found> {
-  const judged: Found['judged'] = new Map(pairs.map(({ key }) => [key, new Map<string, Judgement>()]));
-  const differences: Found['differences'] = [];
+): (rows: readonly ExpectedRow[]) => Promise<readonly (readonly Judged[])[]> {
   let answeredAt = performance.now();
   const read = async (recipient: string, expected: readonly ExpectedValue[]): Promise<UserFound | null> => {
     for (;;) {
@@ -220,74 +171,107 @@ async function compareAll(
       await until(ONCE_MORE_AFTER_MS, deps.signal);
     }
   };
-  const compareOne = async (recipient: string, rows: readonly ExpectedRow[]): Promise<void> => {
+  const judge = async (recipient: string, rows: readonly ExpectedRow[]): Promise<readonly Judged[]> => {
     const closed = rows.filter(({ is_open }) => !is_open);
     const expected = closed.map(({ field, json, type, list_id, existing_only }) => {
       return { field, json, type, listId: list_id, existingOnly: existing_only };
     });
-    const found = expected.length === 0 ? null : await read(recipient, expected);
-    const differing = new Map(found?.differing.map((each) => [each.field, each.found]));
-    const otherNames = found?.names.filter((name) => name !== recipient) ?? [];
+    const user = expected.length === 0 ? null : await read(recipient, expected);
+    const differing = new Map(user?.differing.map((each) => [each.field, each.found]));
+    const otherNames = user?.names.filter((name) => name !== recipient) ?? [];
+    const judged: Judged[] = [];
     for (const key of new Set(rows.map((row) => row.key))) {
       const own = closed.filter((row) => row.key === key);
       const wrong = own.filter(({ field }) => differing.has(field));
       const isKnownOtherwise =
         wrong.some((row) => row.is_absent) && (await isMember(deps.state, wrong[0]?.definition_id, otherNames));
-      const isJudged = found !== null && own.length > 0 && !isKnownOtherwise;
-      judged.get(key)?.set(recipient, !isJudged ? 'unjudged' : wrong.length > 0 ? 'differs' : 'same');
-      for (const { field, json, definition_id: definitionId } of isJudged ? wrong : []) {
-        const others = { definition: key, destination: destination.name, recipient, definitionId };
-        differences.push({ ...others, field, expected: json, found: differing.get(field) ?? null });
-      }
+      const isJudged = user !== null && own.length > 0 && !isKnownOtherwise;
+      const found = (isJudged ? wrong : []).map(({ definition_id: definitionId, field, json }) => {
+        return { definitionId, recipient, field, expected: json, found: differing.get(field) ?? null };
+      });
+      judged.push({ key, judgement: !isJudged ? 'unjudged' : found.length > 0 ? 'differs' : 'same', found });
     }
+    return judged;
   };
-  for (let first = 0; first < recipients.length && !deps.signal.aborted; first += PAGE) {
-    const page = recipients.slice(first, first + PAGE);
-    const left = [...groupByRecipient(await readExpected(deps.state, pairs, page))];
+  return async (rows) => {
+    const left = [...groupByRecipient(rows)].entries();
+    const judged: (readonly Judged[])[] = [];
     const work = async (): Promise<void> => {
-      for (let next = left.pop(); next !== undefined && !deps.signal.aborted; next = left.pop())
-        await compareOne(...next);
+      for (const [place, [recipient, expected]] of left) {
+        if (deps.signal.aborted) return;
+        judged[place] = await judge(recipient, expected);
+      }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, work));
-    await deps.onProgress(first + page.length);
-  }
-  return { judged, differences };
+    return judged;
+  };
 }
 
-async function verifyDestination(deps: VerifyDeps, destination: Readable, options: VerifyOptions): Promise<Found> {
-  const pairs = await readPairs(deps.state, destination.id, options.keys);
-  const seed = String(Math.random());
-  const drawn = await Promise.all(pairs.map((pair) => drawSample(deps.state, pair, options.sample, seed)));
-  const first = await compareAll(deps, destination, { pairs, recipients: [...new Set(drawn.flat())] });
-  if (first.differences.length === 0) return first;
-  // A call may have been accepted a moment ago.
-  await until(ASYNCHRONOUS_MS, deps.signal);
-  const doubtful = [...new Set(first.differences.map(({ recipient }) => recipient))];
-  const again = await compareAll(deps, destination, { pairs, recipients: doubtful });
-  for (const [key, recipients] of again.judged) {
-    for (const [recipient, judgement] of recipients) first.judged.get(key)?.set(recipient, judgement);
-  }
-  return { judged: first.judged, differences: again.differences };
-}
-
-export async function verify(
+async function verifyDestination(
   deps: VerifyDeps,
+  destination: Readable,
   options: VerifyOptions,
-): Promise<{ verified: readonly Verified[]; differences: readonly Difference[] }> {
-  const verified: Verified[] = [];
-  const differences: Difference[] = [];
-  for (const { id, name, compare } of deps.destinations) {
-    if (compare === null) continue;
-    const found = await verifyDestination(deps, { id, name, compare }, options);
-    if (options.repair && found.differences.length > 0) await repairFields(deps.state, id, found.differences);
-    for (const [definition, recipients] of found.judged) {
-      const count = (wanted: Judgement): number => [...recipients.values()].filter((each) => each === wanted).length;
-      const differing = count('differs');
-      const repaired = options.repair ? differing : 0;
-      const checked = count('same') + differing;
-      verified.push({ definition, destination: name, checked, unjudged: count('unjudged'), differing, repaired });
+): Promise<readonly Verified[]> {
+  const { state, findings, signal } = deps;
+  const pairs = await readPairs(state, destination.id, options.keys);
+  const counts: Counts = new Map(pairs.map(({ key }) => [key, { same: 0, differs: 0, unjudged: 0 }]));
+  const seed = String(Math.random());
+  for (const { definition_id } of pairs)
+    await findings.draw(definition_id, destination.id, { sample: options.sample, seed });
+  const compare = createComparison(deps, destination);
+  /** A page after the other. Of whom something differs counts by the last look alone. */
+  const look = async (from: 'sample' | 'difference', isLast: boolean): Promise<void> => {
+    let done = 0;
+    let page = await findings.page(from, destination.id, '');
+    for (let last = page.at(-1); last !== undefined; last = page.at(-1)) {
+      const judged = await compare(await readExpected(state, pairs, page));
+      if (signal.aborted) return;
+      const found = judged.map((each) => each.flatMap((one) => one.found));
+      judged.forEach((each, place) => {
+        if (!isLast && (found[place]?.length ?? 0) > 0) return;
+        for (const { key, judgement } of each) {
+          const count = counts.get(key);
+          if (count !== undefined) count[judgement] += 1;
+        }
+      });
+      await findings.note(destination.id, page, found.flat());
+      done += page.length;
+      await deps.onProgress(done);
+      page = await findings.page(from, destination.id, last);
     }
-    differences.push(...found.differences.map(({ definitionId: _, ...difference }) => difference));
+  };
+  await look('sample', false);
+  if ((await findings.page('difference', destination.id, '')).length > 0) {
+    // A call may have been accepted a moment ago.
+    await until(ASYNCHRONOUS_MS, signal);
+    await look('difference', true);
   }
-  return { verified, differences: differences.slice(0, MOST_SHOWN) };
+  if (options.repair && !signal.aborted) await findings.repair(destination.id);
+  return [...counts].map(([definition, { same, differs, unjudged }]) => {
+    const repaired = options.repair ? differs : 0;
+    return {
+      definition,
+      destination: destination.name,
+      checked: same + differs,
+      unjudged,
+      differing: differs,
+      repaired,
+    };
+  });
+}
+
+/** What differs is in `findings` afterwards. Where it fails or is stopped, nothing is left there. */
+export async function verify(deps: VerifyDeps, options: VerifyOptions): Promise<readonly Verified[]> {
+  await deps.findings.clear();
+  const verified: Verified[] = [];
+  try {
+    for (const { id, name, compare } of deps.destinations) {
+      if (compare !== null) verified.push(...(await verifyDestination(deps, { id, name, compare }, options)));
+      if (deps.signal.aborted) throw new UnavailableError('Stopped.');
+    }
+  } catch (error) {
+    await deps.findings.clear();
+    throw error;
+  }
+  return verified;
 }

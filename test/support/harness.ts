@@ -119,7 +119,8 @@ export async function createHarness(options: HarnessOptions): Promise<Harness> {
     },
     sync: (...keys) => harness.request('sync', { keys, confirmRemovals: true }),
     resume: async (name) => {
-      const output = { json: false, line: () => undefined, object: () => undefined, say: () => undefined };
+      const nothing = (): undefined => undefined;
+      const output = { json: false, line: nothing, object: nothing, objectWith: () => Promise.resolve(), say: nothing };
       const confirm = (): Promise<boolean> => Promise.resolve(true);
       await resume({ opened: harness.opened, output, signal: NEVER, confirm }, name);
     },
