@@ -1,6 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { z } from 'zod';
+import { startSimulator, type Simulator } from '../src/demo/simulator/server.js';
 import { createSite, type Site } from './support/cli.js';
 import { PROGRAM } from './support/program.js';
 
@@ -384,6 +385,128 @@ describe('refused calls', () => {
     expect(stdout).toContain('All delivered');
     expect(site.simulator.user('u3')?.fields).toEqual({ vip: 'true' });
     expect((await site.run('failed', 'retry')).stdout).toContain('There were no refused calls');
+  });
+});
+
+describe('refused calls of two destinations, for two reasons', () => {
+  let other: Simulator;
+  const EMAIL = 'InvalidEmailAddressError';
+  const FORBIDDEN = 'ForbiddenParamsError';
+  const iterable = () => ({ type: 'iterable', api_key: 'test-key', region: site.simulator.url });
+  /** Refuses the updates of some users, and takes the others. */
+  const refuse = ({ faults }: Simulator, refusals: Readonly<Record<string, string>>): void => {
+    for (const [userId, code] of Object.entries(refusals)) {
+      faults.failRandomly({
+        share: 1,
+        seed: 1,
+        endpoint: 'users/update',
+        status: 400,
+        body: { code, msg: 'No.', params: null },
+        match: ({ body }) => body.includes(`"${userId}"`),
+      });
+    }
+  };
+  /** All that is refused now: where, of whom, why. */
+  const dead = async (): Promise<string[]> =>
+    (
+      await site.sql(
+        `select t.name || ' ' || x.recipient || ' ' || x.reason as what from personas.dead_call as x
+         join personas.destination as t on t.id = x.destination_id order by 1`,
+      )
+    ).map(({ what }) => String(what));
+
+  beforeAll(async () => {
+    site = await createSite(PEOPLE, {});
+    other = await startSimulator({ projectType: 'hybrid', quotas: 'off' });
+    await site.configure({
+      audiences: [VIP],
+      destinations: { iterable: iterable(), other: { ...iterable(), api_key: 'another-key', region: other.url } },
+    });
+    refuse(site.simulator, { u3: EMAIL, u4: FORBIDDEN, u5: EMAIL });
+    refuse(other, { u3: EMAIL, u6: EMAIL, u7: FORBIDDEN });
+    expect((await site.run('sync')).code).toBe(2);
+    expect(await dead()).toEqual([
+      `iterable u:u3 ${EMAIL}`,
+      `iterable u:u4 ${FORBIDDEN}`,
+      `iterable u:u5 ${EMAIL}`,
+      `other u:u3 ${EMAIL}`,
+      `other u:u6 ${EMAIL}`,
+      `other u:u7 ${FORBIDDEN}`,
+    ]);
+    await site.sql(
+      `update personas.dead_call set died_at = now() - interval '3 days' where recipient in ('u:u5', 'u:u6')`,
+    );
+    for (const { faults } of [site.simulator, other]) faults.clear();
+  });
+  afterAll(async () => {
+    await other.close();
+    await site.close();
+  });
+  const listed = async (...words: string[]): Promise<string[]> =>
+    failedJson
+      .parse((await site.run('failed', 'list', ...words, '--json')).json)
+      .failed.flatMap(({ destination, reason, samples }) =>
+        samples.map(({ recipient }) => `${destination} ${recipient} ${reason}`),
+      )
+      .sort();
+
+  it('are listed by destination, by reason and by age', async () => {
+    expect(await listed('--destination', 'other')).toEqual([
+      `other u:u3 ${EMAIL}`,
+      `other u:u6 ${EMAIL}`,
+      `other u:u7 ${FORBIDDEN}`,
+    ]);
+    expect(await listed('--reason', FORBIDDEN)).toEqual([`iterable u:u4 ${FORBIDDEN}`, `other u:u7 ${FORBIDDEN}`]);
+    expect(await listed('--older-than', '2 days')).toEqual([`iterable u:u5 ${EMAIL}`, `other u:u6 ${EMAIL}`]);
+    expect(await listed('--older-than', '2 days', '--destination', 'other')).toEqual([`other u:u6 ${EMAIL}`]);
+  });
+
+  it('are tried again where they match, and the others stay refused', async () => {
+    const old = await site.run('failed', 'retry', '--older-than', '2 days', '--destination', 'iterable', '--json');
+    expect(retryJson.parse(old.json)).toMatchObject({ retried: 1, refused: 0 });
+    expect(site.simulator.user('u5')?.fields).toEqual({ vip: 'true' });
+    const some = await site.run('failed', 'retry', '--reason', EMAIL, '--destination', 'iterable', '--json');
+    expect([old.code, some.code]).toEqual([0, 0]);
+    expect(retryJson.parse(some.json)).toMatchObject({ retried: 1, refused: 0 });
+    expect(site.simulator.user('u3')?.fields).toEqual({ vip: 'true' });
+    expect([site.simulator.user('u4'), other.user('u3'), other.user('u6')]).toEqual([undefined, undefined, undefined]);
+    expect(await dead()).toEqual([
+      `iterable u:u4 ${FORBIDDEN}`,
+      `other u:u3 ${EMAIL}`,
+      `other u:u6 ${EMAIL}`,
+      `other u:u7 ${FORBIDDEN}`,
+    ]);
+  });
+
+  it('are dropped where they match, of a destination that is gone, too', async () => {
+    await site.configure({ audiences: [VIP], destinations: { iterable: iterable() } });
+    expect((await site.run('sync')).code).toBe(0);
+    expect(await listed('--destination', 'other', '--reason', EMAIL)).toEqual([
+      `other u:u3 ${EMAIL}`,
+      `other u:u6 ${EMAIL}`,
+    ]);
+    const dropped = await site.run('failed', 'discard', '--destination', 'other', '--older-than', '2 days', '--yes');
+    expect(dropped.code).toBe(0);
+    expect(dropped.stdout).toContain('1 refused call dropped.');
+    expect(await dead()).toEqual([`iterable u:u4 ${FORBIDDEN}`, `other u:u3 ${EMAIL}`, `other u:u7 ${FORBIDDEN}`]);
+    const typo = await site.run('failed', 'list', '--destination', 'othr');
+    expect(typo.code).toBe(2);
+    expect(typo.stderr).toContain('did you mean `other`?');
+  });
+
+  it('wait for a destination that is gone, with 2, and go there once it is back', async () => {
+    const { code, json, stderr } = await site.run('failed', 'retry', '--destination', 'other', '--json');
+    expect(code).toBe(2);
+    expect(retryJson.parse(json)).toMatchObject({ retried: 2, waiting: 0, refused: 0, stopped: 2 });
+    expect(stderr).toContain('2 calls for a destination that is no longer configured must wait');
+    expect(await dead()).toEqual([`iterable u:u4 ${FORBIDDEN}`]);
+    expect(other.user('u3')).toBeUndefined();
+    await site.configure({
+      audiences: [VIP],
+      destinations: { iterable: iterable(), other: { ...iterable(), api_key: 'another-key', region: other.url } },
+    });
+    expect((await site.run('sync')).code).toBe(0);
+    for (const userId of ['u3', 'u7']) expect(other.user(userId)?.fields).toEqual({ vip: 'true' });
   });
 });
 

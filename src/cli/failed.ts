@@ -5,9 +5,10 @@ import { FIELD_STOPPED, listDead, type DeadFilter, type DeadGroup } from '../out
 import { LIST } from '../outbox/queue.js';
 import { act } from './act.js';
 import { agrees, type CommandContext } from './command.js';
-import { readKeys, refuseUnknown } from './known.js';
+import { readDestinationNames, readKeys, refuseUnknown } from './known.js';
+import type { Opened } from './open.js';
 import { countOf, formatCount, formatMoment, formatTable, plain, SIGN } from './output.js';
-import { deliverAndReport, exitOf, summarise } from './sync.js';
+import { deliverAndReport, EXIT, exitOf, summarise } from './sync.js';
 
 /** `failed list`, `retry` and `discard`: what Iterable has refused. */
 
@@ -41,13 +42,7 @@ const ANSWER_LENGTH = 160;
 async function readFilter({ opened }: CommandContext, filter: DeadFilter): Promise<DeadFilter> {
   const { keys, destination, olderThan } = filter;
   refuseUnknown(keys, keys.length === 0 ? [] : await readKeys(opened), 'definition');
-  if (destination !== null) {
-    refuseUnknown(
-      [destination],
-      opened.config.destinations.map(({ name }) => name),
-      'destination',
-    );
-  }
+  if (destination !== null) refuseUnknown([destination], await readDestinationNames(opened), 'destination');
   if (olderThan === null) return filter;
   const interval = parseInterval(olderThan);
   if (interval === null) throw new OperatorError(`--older-than must be a length of time, such as '2 days' or 12h.`);
@@ -119,9 +114,19 @@ export async function list(context: CommandContext, options: DeadFilter): Promis
 
 const NO_FILTER = JSON.stringify({ keys: [], reason: null, destination: null, olderThan: null } satisfies DeadFilter);
 
+/** How many are of destinations that are no longer in the configuration: what is tried again waits there. */
+async function countGone({ config, databases, targetOf }: Opened, filter: DeadFilter): Promise<number> {
+  const present = new Set(config.destinations.map((each) => `${each.name} ${targetOf(each).host}`));
+  const groups = await listDead(databases.state.pool, filter);
+  return groups
+    .filter(({ destination, host }) => !present.has(`${destination} ${host}`))
+    .reduce((sum, { count }) => sum + count, 0);
+}
+
 export async function retry(context: CommandContext, options: DeadFilter): Promise<number> {
   const { opened, output, signal } = context;
   const filter = await readFilter(context, options);
+  const gone = await countGone(opened, filter);
   let exit = 0;
   const acted = await act(opened, {
     kind: 'retry',
@@ -132,8 +137,13 @@ export async function retry(context: CommandContext, options: DeadFilter): Promi
       const retried = done.progress.count ?? 0;
       if (retried > 0) output.say(`${countOf(retried, 'refused call')} tried again.`);
       const ended = await deliverAndReport(context, done);
-      exit = ended.exit;
-      output.object({ retried, ...summarise(ended.delivery) });
+      exit = gone > 0 ? EXIT.operator : ended.exit;
+      const summary = summarise(ended.delivery);
+      output.object({ retried, ...summary, stopped: summary.stopped + gone });
+      if (gone > 0)
+        output.say(
+          `${SIGN.bad} ${countOf(gone, 'call')} for a destination that is no longer configured must wait, and would go on if it came back.`,
+        );
       if (retried === 0) output.line(`${SIGN.good} There were no refused calls to try again.`);
       else if (exit === 0) output.line(`${SIGN.good} All delivered.`);
     },

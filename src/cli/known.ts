@@ -49,6 +49,12 @@ export async function readKeys({ config, databases }: Opened): Promise<readonly 
   return [...new Set([...config.definitions.map(({ key }) => key), ...rows.map(({ key }) => key)])].sort();
 }
 
+/** Names of the configuration's destinations, and of those that were ever sent to. */
+export async function readDestinationNames({ config, databases }: Opened): Promise<readonly string[]> {
+  const rows = await databases.state.db.selectFrom('destination').select('name').execute();
+  return [...new Set([...config.destinations, ...rows].map(({ name }) => name))].sort();
+}
+
 /** The id of the state, by which a source knows who consumes what is captured in it. */
 export async function readInstallation({ databases }: Opened): Promise<string> {
   const row = await databases.state.db

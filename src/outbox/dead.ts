@@ -33,6 +33,8 @@ const parameters = ({ keys, reason, destination, olderThan }: DeadFilter): unkno
 export interface DeadGroup {
   definition: string;
   destination: string;
+  /** Where the destination is: one of the same name may have been elsewhere. */
+  host: string;
   reason: string;
   count: number;
   oldest: Date;
@@ -43,8 +45,8 @@ export interface DeadGroup {
 export async function listDead(pool: Queryable, filter: DeadFilter): Promise<readonly DeadGroup[]> {
   const sample = `jsonb_build_object('recipient', x.recipient, 'field', x.field, 'event', x.event, 'answer', x.answer)`;
   const { rows } = await pool.query<DeadGroup>(
-    `select g.definition, g.destination, g.reason, g.count, g.oldest, s.samples
-     from (select d.key as definition, t.name as destination, x.reason, count(*) as count, min(x.died_at) as oldest,
+    `select g.definition, g.destination, g.host, g.reason, g.count, g.oldest, s.samples
+     from (select d.key as definition, t.name as destination, t.host, x.reason, count(*) as count, min(x.died_at) as oldest,
              d.id as definition_id, t.id as destination_id
            from ${FROM} where ${MATCHES} group by d.id, t.id, x.reason) as g
      cross join lateral (select jsonb_agg(sample order by id) as samples from (
