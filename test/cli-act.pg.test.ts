@@ -731,6 +731,19 @@ describe('beside a running daemon', () => {
     await site.sql('update people set vip = false where id = 1');
     expect((await site.run('sync', 'vip')).stdout).toContain('All delivered.');
     expect(site.simulator.user('u1')?.fields).toMatchObject({ vip: 'false' });
+    // All but one can be delivered.
+    site.simulator.faults.failRandomly({
+      share: 1,
+      seed: 1,
+      endpoint: 'users/update',
+      status: 503,
+      match: ({ body }) => body.includes('"u2"'),
+    });
+    await site.sql('update people set vip = false where id between 2 and 9');
+    const syncing = site.start('sync', 'vip');
+    await daemon.said(/Delivering: 1 call waits, \d+ calls? a second/);
+    site.simulator.faults.clear();
+    expect((await syncing.ended).code).toBe(0);
     daemon.process.kill('SIGTERM');
     expect((await daemon.ended).code).toBe(0);
   });

@@ -4,7 +4,7 @@ import { agrees, type CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
 import type { Opened } from './open.js';
 import { durationOf } from './quotas.js';
-import { countOf, formatCount, formatDuration, SIGN } from './output.js';
+import { countOf, formatDuration, SIGN } from './output.js';
 import { deliverAndReport, exitOf, summarise } from './sync.js';
 
 /**
@@ -108,7 +108,8 @@ export async function backfill(context: CommandContext, { key, events, yes }: Ba
       const ended = await deliverAndReport(context, done);
       exit = ended.exit;
       output.object({ ...facts, begun: true, ...summarise(ended.delivery) });
-      if (exit === 0) output.line(`${SIGN.good} ${key}: ${formatCount(members)} members are sent.`);
+      if (exit === 0)
+        output.line(`${SIGN.good} ${key}: ${countOf(members, 'member')} ${members === 1 ? 'is' : 'are'} sent.`);
       else if (signal.aborted) output.line(`\`personas-sync backfill ${key}\` goes on where it stopped.`);
     },
   });

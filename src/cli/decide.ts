@@ -1,6 +1,6 @@
 import { act } from './act.js';
 import type { CommandContext } from './command.js';
-import { formatCount, SIGN } from './output.js';
+import { countOf, formatCount, SIGN } from './output.js';
 import { deliverAndReport, exitOf, summarise } from './sync.js';
 
 /** `approve` and `reject`: what becomes of a held run. */
@@ -33,7 +33,7 @@ export async function approve(context: CommandContext, run: number): Promise<num
         exit = ended.exit;
         output.object({ run, definition, outcome, members, entered, exited, changed, ...summarise(ended.delivery) });
         output.line(
-          `${SIGN.good} ${definition}: ${formatCount(members)} members, ${formatCount(entered)} entered, ${formatCount(exited)} exited, ${formatCount(changed)} changed${exit === 0 ? '; all delivered' : ''}`,
+          `${SIGN.good} ${definition}: ${countOf(members, 'member')}, ${formatCount(entered)} entered, ${formatCount(exited)} exited, ${formatCount(changed)} changed${exit === 0 ? '; all delivered' : ''}`,
         );
         return;
       }

@@ -8,7 +8,7 @@ import type { Simulator } from '../demo/simulator/server.js';
 import { until } from '../lib/until.js';
 import { act, watchDelivery } from './act.js';
 import { openResources, type Opened } from './open.js';
-import { createOutput, formatCount, formatDuration, formatTable, plain, type Output } from './output.js';
+import { countOf, createOutput, formatCount, formatDuration, formatTable, plain, type Output } from './output.js';
 import { captureOwn } from './realtime.js';
 import { startProgress } from './progress.js';
 
@@ -64,7 +64,7 @@ async function firstSync(opened: Opened, output: Output, signal: AbortSignal): P
   });
   progress.end();
   output.line(
-    `First sync: ${formatCount(most)} calls for everyone who is in, in ${formatDuration(performance.now() - began)}.`,
+    `First sync: ${countOf(most, 'call')} for everyone who is in, in ${formatDuration(performance.now() - began)}.`,
   );
   return most;
 }
@@ -177,7 +177,7 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
   });
   try {
     output.line(
-      `A shop with ${formatCount(options.customers)} customers in the embedded PostgreSQL, and the Iterable simulator beside it: nothing leaves this machine.`,
+      `A shop with ${countOf(options.customers, 'customer')} in the embedded PostgreSQL, and the Iterable simulator beside it: nothing leaves this machine.`,
     );
     await captureOwn(opened, controller.signal);
     const lease = await tryLead(opened.databases.state.pool);
@@ -197,7 +197,9 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
         ),
       );
     }
-    output.line(`${formatCount(deals)} deals were made. One last sync, and the comparison with the truth:`);
+    output.line(
+      `${countOf(deals, 'deal')} ${deals === 1 ? 'was' : 'were'} made. One last sync, and the comparison with the truth:`,
+    );
     await act(opened, {
       kind: 'sync',
       args: { keys: [], confirmRemovals: false },

@@ -115,7 +115,7 @@ export function formatCount(count: number | null): string {
 }
 
 /** `1 call`, `1,200 calls`. */
-export function countOf(count: number, noun: string, plural = `${noun}s`): string {
+export function countOf(count: number | null, noun: string, plural = `${noun}s`): string {
   return `${formatCount(count)} ${count === 1 ? noun : plural}`;
 }
 

@@ -6,7 +6,7 @@ import { resumeCalls } from '../sync/cursor.js';
 import type { CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
 import type { Opened } from './open.js';
-import { countOf, formatCount, plain, SIGN } from './output.js';
+import { countOf, plain, SIGN } from './output.js';
 
 /**
  * `pause` and `resume`: a definition, whose runs and calls wait, or a destination, all of whose calls wait. It is a column
@@ -155,7 +155,7 @@ async function resumeDestination({ opened, output }: CommandContext, name: strin
     const left =
       waiting === 0
         ? 'nothing waits'
-        : `${formatCount(waiting)} waiting calls are sent by the daemon, or by \`personas-sync sync\``;
+        : `${countOf(waiting, 'waiting call')} ${waiting === 1 ? 'is' : 'are'} sent by the daemon, or by \`personas-sync sync\``;
     output.line(`${SIGN.good} ${name} goes on; ${left}.`);
   }
 }

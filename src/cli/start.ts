@@ -4,7 +4,7 @@ import { until, within } from '../lib/until.js';
 import type { Server } from '../server/server.js';
 import { describeCadence } from '../sync/registry.js';
 import type { CommandContext } from './command.js';
-import { formatCount, formatDuration } from './output.js';
+import { countOf, formatDuration } from './output.js';
 
 /** `start`: the daemon, until it is told to stop. On the sample shop, the shop goes on trading meanwhile. */
 const DRAINED_WITHIN_MS = 10_000;
@@ -55,7 +55,7 @@ function reportDelivery({ opened }: CommandContext, leadership: Leadership): () 
     if (waiting > 0 && (rate > 0 || trouble !== undefined)) {
       const left = fewer > 0 ? `, about ${formatDuration((waiting / fewer) * 1000)} left` : '';
       opened.log.info(
-        `Delivering: ${formatCount(waiting)} calls wait, ${formatCount(rate)} calls a second${left}`,
+        `Delivering: ${countOf(waiting, 'call')} ${waiting === 1 ? 'waits' : 'wait'}, ${countOf(rate, 'call')} a second${left}`,
         trouble ? { trouble } : {},
       );
       wasWaiting = true;

@@ -22,7 +22,7 @@ function reportRuns(context: CommandContext): (progress: RequestProgress) => voi
       seen.add(run.run);
       if (run.outcome === 'succeeded') {
         const counts = [
-          `${formatCount(run.members)} members`,
+          countOf(run.members, 'member'),
           `${formatCount(run.entered)} entered`,
           `${formatCount(run.exited)} exited`,
           `${formatCount(run.changed)} changed`,

@@ -253,7 +253,7 @@ async function archive(client: Client, keys: readonly string[], leader: string):
         id,
         leader,
         members,
-        `Held: the definition was removed with on_delete: exit_all; all ${members} members would exit.`,
+        `Held: the definition was removed with on_delete: exit_all; ${members === 1 ? 'its only member' : `all ${members} members`} would exit.`,
       ],
     );
   }
