@@ -63,6 +63,8 @@ export function openFindings(
     });
 
   const page: Findings['page'] = async (from, destinationId, after) => {
+    // Until it is known how many there are, each page would sort them all.
+    if (after === '') await pool.query(`analyze ${from}`);
     const { rows } = await pool.query<{ recipient: string }>(
       `select distinct recipient from ${from}
        where request_id = $1 and destination_id = $2 and recipient > $3 order by recipient limit ${PAGE}`,
