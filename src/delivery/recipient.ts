@@ -1,12 +1,12 @@
 import type { ListChange } from '../core/call.js';
 import { nextStep } from '../core/next.js';
 import type { Verdict } from '../core/verdict.js';
-import { FIELD_STOPPED } from '../outbox/dead.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
-import { again, askLater, giveUp, isDoubtful, mayPass, waitFor, type PutOff } from './attempts.js';
+import { again, askLater, giveUp, isDoubtful, waitFor, type PutOff } from './attempts.js';
 import type { Outlet, Urgency } from './outlet.js';
 import { partsOf, singleOut, takeApart, trackOf, updateOf, type Parts, type Progress } from './parts.js';
+import { KNOWN_TO_BE_FORGOTTEN, LEFT_OUT, refusalOf, type Refused } from './refusals.js';
 
 /**
  * Delivers what waits for one recipient: one user update from all marks that are ready, then their places on lists, then
@@ -43,30 +43,10 @@ export interface Delivered {
 
 /** By priority: live, scheduled, backfill. */
 const URGENCIES: readonly Urgency[] = ['now', 'soon', 'later'];
-/** A refusal of an identifier or a full project may pass; one of the content won't by itself. */
-const PASSING_RETRY_MS = 24 * 3_600_000;
-/** Iterable erases people on request, and then takes no call for them. */
-const FORGOTTEN = 'ForgottenUserError';
-const KNOWN_TO_BE_FORGOTTEN = {
-  kind: 'refused',
-  about: 'person',
-  reason: FORGOTTEN,
-  field: null,
-  answer: 'Not sent: an earlier call was refused because the destination has forgotten this person.',
-} as const;
-/** What is refused for everybody isn't sent again and again. */
-const LEFT_OUT = {
-  kind: 'refused',
-  about: 'content',
-  reason: FIELD_STOPPED,
-  field: null,
-  answer: 'Not sent: this field was refused for a hundred people in a row.',
-} as const;
 const NOTHING: readonly PutOff[] = [];
 /** The column that is a place on a list. */
 const PLACE = [LIST];
 
-type Refused = Extract<Verdict, { kind: 'refused' }>;
 type Final = Extract<Verdict, { kind: 'acknowledged' | 'refused' }>;
 /** `halt`: nothing more may be sent for this recipient now. */
 type Outcome = 'done' | 'halt';
@@ -177,16 +157,8 @@ function refuse(errand: Errand, row: WaitingRow, columns: readonly string[] | nu
     errand.lookAgain = true;
     return false;
   }
-  bury(errand, row, columns, verdict);
+  errand.settle(refusalOf(row, columns, verdict, errand.recipient));
   return true;
-}
-
-function bury(errand: Errand, row: WaitingRow, columns: readonly string[] | null, verdict: Refused): void {
-  const { id, version } = row;
-  const { about, reason, answer } = verdict;
-  const retryAfterMs = mayPass(about) || reason === 'UniqueFieldsLimitExceeded' ? PASSING_RETRY_MS : null;
-  const forgotten = reason === FORGOTTEN ? errand.recipient : null;
-  errand.settle({ kind: 'refused', id, version, columns, reason, answer, retryAfterMs, forgotten });
 }
 
 /** Passes on what ends a call; puts anything else into effect, for the rows that were sent, and gives null. */
@@ -249,7 +221,7 @@ function next(errand: Errand): Task | null {
 function leaveOut(errand: Errand, mark: WaitingMark): readonly string[] {
   const stopped = mark.values.filter(({ field }) => errand.desk.leavesOut(mark.definitionId, field));
   const fields = stopped.map(({ field }) => field);
-  if (fields.length > 0) bury(errand, mark, fields, LEFT_OUT);
+  if (fields.length > 0) errand.settle(refusalOf(mark, fields, LEFT_OUT, errand.recipient));
   return fields;
 }
 
