@@ -263,7 +263,7 @@ describe('migrations', () => {
     for (const { code, stderr } of [start, sync]) {
       expect(code).toBe(2);
       expect(stderr).toContain(
-        '(0001_create_state, 0002_add_real_time, 0003_order_marks_of_one_person, 0004_remember_what_had_triggers). Run `personas-sync migrate` first.',
+        '(0001_create_state, 0002_add_real_time, 0003_order_marks_of_one_person, 0004_remember_what_had_triggers, 0005_stop_fields_apart, 0006_keep_differences, 0007_pass_exits_on). Run `personas-sync migrate` first.',
       );
     }
     expect(plan.code).toBe(0);
@@ -281,6 +281,9 @@ describe('migrations', () => {
         '0002_add_real_time',
         '0003_order_marks_of_one_person',
         '0004_remember_what_had_triggers',
+        '0005_stop_fields_apart',
+        '0006_keep_differences',
+        '0007_pass_exits_on',
       ],
     });
     expect((await fresh.run('migrate')).stdout).toContain('is up to date; nothing was done');
