@@ -2,8 +2,8 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { SeenRequest } from '../src/demo/simulator/traffic.js';
-import { expectEvents } from './support/events.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+import { expectTruth } from './support/truth.js';
 
 /** The daemon as a process of its own, which is killed at any moment. */
 const PROGRAM = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
@@ -84,18 +84,6 @@ function randomNumbers(seed: number): () => number {
   };
 }
 
-/** Iterable is as the shop is, and was told of each change once. */
-async function expectTrue(): Promise<void> {
-  const people = await harness.sql('select user_id, vip::text, spent::text from people order by id');
-  const held = people.map(({ user_id }) => {
-    const fields = harness.simulator.user(user_id as string)?.fields ?? {};
-    return { user_id, vip: fields['vip'] ?? 'false', spent: fields['spent']?.replace(/\.0$/, '') };
-  });
-  expect(held).toEqual(people);
-
-  expectEvents(harness.simulator, people);
-}
-
 /** A daemon whose requests in bulk stay unanswered for longer than it may take to stop. */
 async function beginSlowBulk(): Promise<Program> {
   await begin({
@@ -113,8 +101,7 @@ async function expectSentAgain(): Promise<void> {
   await bury();
   const sync = run('sync');
   expect(await sync.exit, sync.log()).toEqual({ code: 0, signal: null });
-  expect(await waiting()).toBe(0);
-  await expectTrue();
+  await expectTruth(harness);
 }
 
 describe('a daemon', () => {
@@ -154,9 +141,7 @@ describe('a daemon', () => {
     }
     const sync = run('sync');
     expect(await sync.exit, sync.log()).toEqual({ code: 0, signal: null });
-    await expectTrue();
-    expect(await waiting()).toBe(0);
-    expect(await harness.state('select count(*)::int4 as dead from dead_call')).toEqual([{ dead: 0 }]);
+    await expectTruth(harness);
     expect(await harness.state('select count(*)::int4 as open from run where outcome is null')).toEqual([{ open: 0 }]);
   }, 400_000);
 
@@ -183,7 +168,7 @@ describe('a daemon', () => {
     harness.simulator.setLatency(0);
     const sync = run('sync');
     expect(await sync.exit, sync.log()).toEqual({ code: 0, signal: null });
-    await expectTrue();
+    await expectTruth(harness);
     const marks = new Map<string, number>();
     for (const { body } of harness.simulator.requests() as readonly SeenRequest[])
       marks.set(body, (marks.get(body) ?? 0) + 1);

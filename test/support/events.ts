@@ -1,5 +1,3 @@
-import { expect } from 'vitest';
-import type { Simulator } from '../../src/demo/simulator/server.js';
 import type { SeenRequest } from '../../src/demo/simulator/traffic.js';
 
 /** Ids of events that were sent with several contents, singly or in bulk. */
@@ -16,20 +14,4 @@ export function ambiguousEvents(requests: readonly SeenRequest[]): string[] {
     }
   }
   return ambiguous;
-}
-
-/** Each event id had one content, and each person of an audience entered and exited in turn, up to where they are now. */
-export function expectEvents(simulator: Simulator, people: readonly Record<string, unknown>[]): void {
-  expect(ambiguousEvents(simulator.requests())).toEqual([]);
-  const told = new Map<string, string[]>();
-  const seen = new Set<string>();
-  for (const { id, name, identifier } of simulator.eventHistory) {
-    if (!seen.has(id)) told.set(identifier, [...(told.get(identifier) ?? []), name]);
-    seen.add(id);
-  }
-  for (const { user_id, vip } of people) {
-    const names = told.get(user_id as string) ?? [];
-    names.forEach((name, index) => expect(name).toBe(index % 2 === 0 ? 'Audience Entered' : 'Audience Exited'));
-    expect({ user_id, member: names.length % 2 === 1 }).toEqual({ user_id, member: vip === 'true' });
-  }
 }
