@@ -123,8 +123,11 @@ it('a leader that was frozen for a minute finds another in its place, sends noth
   };
   await expect.poll(anew, SOON).toEqual(expect.arrayContaining(underWay));
   await expect.poll(() => open().length, SOON).toBe(0);
-  await endWaits(site.sql);
-  await expect.poll(waiting, SOON).toBe(0);
+  const left = async (): Promise<number> => {
+    await endWaits(site.sql);
+    return waiting();
+  };
+  await expect.poll(left, SOON).toBe(0);
 
   expect(sentBy('first', frozenAt + ON_THE_WAY_MS, wokenAt)).toEqual([]);
   const sentAwake = sentBy('first', wokenAt);
