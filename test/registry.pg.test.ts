@@ -1,6 +1,7 @@
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
+import { register } from '../src/sync/registry.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 
 /** What a changed configuration does to what was synced under the one before. */
@@ -93,5 +94,48 @@ describe('an include that matches nothing any more', () => {
     );
     expect((await harness.request('sync', { keys: [], confirmRemovals: true })).outcome).toBe('done');
     expect(await harness.state(`select state from definition where key = 'd'`)).toEqual([{ state: 'archived' }]);
+  });
+});
+
+describe('a configuration that is applied in the middle of a run', () => {
+  /** A run that is about to end: it has written to what is sent, and not yet to the definition. */
+  const runTo = async (): Promise<{ end: () => Promise<void> }> => {
+    const client = await harness.opened.databases.state.pool.connect();
+    await client.query('begin; update definition_destination set backfill_total = 1');
+    return {
+      end: async () => {
+        await client.query('update definition set members = members; commit');
+        client.release();
+      },
+    };
+  };
+  const isWaiting = async (): Promise<unknown> =>
+    (await harness.state('select count(*)::int4 as n from pg_locks where not granted'))[0]?.['n'];
+
+  it('gives way to it, and is applied afterwards', async () => {
+    await begin();
+    await harness.sync();
+    await harness.reconfigure({ audiences: [{ ...VIP, name: 'Very important', key: 'vip', send: 'both' }] });
+    const run = await runTo();
+    const syncing = harness.sync();
+    await expect.poll(isWaiting, { interval: 5 }).toBeGreaterThan(0);
+    await run.end();
+    expect((await syncing).progress.runs).toMatchObject([{ definition: 'vip', outcome: 'succeeded' }]);
+    expect(await harness.state('select d.name, dd.track from definition as d, definition_destination as dd')).toEqual([
+      { name: 'Very important', track: true },
+    ]);
+  });
+
+  it('does not wait for it where nothing has changed', async () => {
+    await begin({ traits: [SPENT] });
+    await harness.sync();
+    const run = await runTo();
+    const { databases, config } = harness.opened;
+    const registered = await register(databases.state, config, () => new URL(harness.simulator.url).host, {
+      confirmRemovals: true,
+      leader: 'somebody',
+    });
+    expect(registered).toMatchObject([{ name: 'iterable' }]);
+    await run.end();
   });
 });

@@ -99,6 +99,8 @@ async function pauseDefinition({ opened, output }: CommandContext, key: string):
 async function resumeDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
   const { id, state, heldRun } = await readDefinition(opened, key);
   const { resumed, isJudged } = await inTransaction(opened.databases.state.pool, async (client) => {
+    // In the order in which a run writes the two.
+    const calls = await resumeCalls(client, id);
     await client.query(
       `update definition set state = 'active', paused_because = null,
          due_at = case when due_at is null and cadence <> 'manual' then now() else due_at end
@@ -110,7 +112,7 @@ async function resumeDefinition({ opened, output }: CommandContext, key: string)
       `update definition set distrusted_at = null, evaluates = null where id = $1 and tracking = 'polled'`,
       [id],
     );
-    return { resumed: await resumeCalls(client, id), isJudged: judged.rowCount === 1 };
+    return { resumed: calls, isJudged: judged.rowCount === 1 };
   });
   const leftOut = { keys: [key], reason: FIELD_STOPPED, destination: null, olderThan: null };
   const { count } = resumed === 0 ? { count: 0 } : await retryDead(opened.databases.state.pool, leftOut);

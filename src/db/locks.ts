@@ -26,3 +26,8 @@ export function definitionLock(definitionId: number): string {
 export async function lockFields(session: Runner): Promise<void> {
   await session.query('select pg_advisory_xact_lock($1::int4, 0)', [LOCK_CLASS]);
 }
+
+/** Waits until no other transaction brings the tables in line with a configuration. */
+export async function lockRegistry(session: Runner): Promise<void> {
+  await session.query('select pg_advisory_xact_lock($1::int4, -1)', [LOCK_CLASS]);
+}

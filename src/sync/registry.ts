@@ -1,9 +1,12 @@
 import { randomUUID } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
 import type { Config } from '../config/types.js';
 import type { Cadence, Definition } from '../core/definition.js';
 import { inTransaction, type Client } from '../db/connect.js';
+import { databaseFailure } from '../db/failure.js';
+import { lockRegistry } from '../db/locks.js';
 import type { State } from '../db/state.js';
-import { OperatorError } from '../lib/errors.js';
+import { OperatorError, UnavailableError } from '../lib/errors.js';
 import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
 import { backfillPair } from './cursor.js';
 
@@ -75,6 +78,13 @@ async function addPartition(client: Client, definitionId: number): Promise<void>
   await client.query(`alter table snapshot attach partition ${name} for values in (${definitionId})`);
 }
 
+/** What a registered definition comes to: `$4` is its cadence, `$5` whether it is enabled, `$6` whether it runs by itself. */
+const NEXT = {
+  dueAt: `(case when not $6 then null when cadence <> $4 or state in ('disabled', 'archived') or due_at is null then now() else due_at end)`,
+  state: `(case when $5 and state in ('disabled', 'archived') then 'active' when not $5 then 'disabled' else state end)`,
+  pausedBecause: '(case when $5 then paused_because end)',
+};
+
 async function registerDefinition(client: Client, definition: Definition): Promise<number> {
   const { key, kind, name, enabled, onDelete, cadence } = definition;
   const known = await client.query<{ id: number; kind: string }>('select id, kind from definition where key = $1', [
@@ -111,11 +121,11 @@ async function registerDefinition(client: Client, definition: Definition): Promi
     return id;
   }
   await client.query(
+    // One that is as it was isn't written to: it may be in the middle of a run.
     `update definition set name = $2, on_delete = $3, cadence = $4,
-       due_at = case when not $6 then null when cadence <> $4 or state in ('disabled', 'archived') or due_at is null then now() else due_at end,
-       state = case when $5 and state in ('disabled', 'archived') then 'active' when not $5 then 'disabled' else state end,
-       paused_because = case when $5 then paused_because end
-     where id = $1`,
+       due_at = ${NEXT.dueAt}, state = ${NEXT.state}, paused_because = ${NEXT.pausedBecause}
+     where id = $1 and (name, on_delete, cadence, due_at, state, paused_because)
+       is distinct from ($2, $3, $4, ${NEXT.dueAt}, ${NEXT.state}, ${NEXT.pausedBecause})`,
     [row.id, name, onDelete, describeCadence(cadence), enabled, cadence.kind !== 'manual'],
   );
   // A removal that was held is void once the definition is back.
@@ -160,25 +170,47 @@ async function catchUp(
   );
 }
 
+interface SendRow {
+  destination_id: number;
+  active: boolean;
+  identify: boolean;
+  track: boolean;
+  entered: string;
+  exited: string;
+  computed: string;
+  list: string | null;
+  list_existing_only: boolean;
+}
+
 async function registerSends(
   client: Client,
   definition: Definition,
   definitionId: number,
   destinations: readonly RegisteredDestination[],
 ): Promise<void> {
-  const known = await client.query<{
-    destination_id: number;
-    identify: boolean;
-    list: string | null;
-    active: boolean;
-  }>('select destination_id, identify, list, active from definition_destination where definition_id = $1', [
-    definitionId,
-  ]);
+  const known = await client.query<SendRow>(
+    `select destination_id, active, identify, track, entered, exited, computed, list, list_existing_only
+     from definition_destination where definition_id = $1`,
+    [definitionId],
+  );
   const before = new Map(known.rows.map((row) => [row.destination_id, row]));
   for (const destination of destinations) {
     const send = definition.sends.get(destination.name);
     if (send === undefined) continue;
     const old = before.get(destination.id);
+    const next: SendRow = {
+      destination_id: destination.id,
+      active: true,
+      identify: send.identify,
+      track: send.track,
+      entered: send.entered,
+      exited: send.exited,
+      computed: send.computed,
+      list: send.list?.name ?? null,
+      list_existing_only: send.list?.existingOnly ?? false,
+    };
+    if (old !== undefined && isDeepStrictEqual({ ...old }, next)) continue;
+    const { identify, track, entered, exited, computed, list, list_existing_only } = next;
     await client.query(
       `insert into definition_destination (definition_id, destination_id, identify, track, entered, exited, computed, list, list_existing_only)
        values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
@@ -187,17 +219,7 @@ async function registerSends(
          exited = excluded.exited, computed = excluded.computed, list = excluded.list,
          list_existing_only = excluded.list_existing_only,
          list_id = case when definition_destination.list = excluded.list then definition_destination.list_id end`,
-      [
-        definitionId,
-        destination.id,
-        send.identify,
-        send.track,
-        send.entered,
-        send.exited,
-        send.computed,
-        send.list?.name ?? null,
-        send.list?.existingOnly ?? false,
-      ],
+      [definitionId, destination.id, identify, track, entered, exited, computed, list, list_existing_only],
     );
     const isNew = old === undefined || !old.active;
     const gained = send.identify && (isNew || !old.identify);
@@ -260,6 +282,14 @@ async function archive(client: Client, keys: readonly string[], leader: string):
 }
 
 /**
+ * Runs lock the same rows in another order. Whoever registers gives way before PostgreSQL looks for a deadlock (after a
+ * second), of which a run that has taken minutes could be the victim.
+ */
+const GIVES_WAY_MS = 250;
+const GIVES_UP_AFTER_MS = 120_000;
+const PASSING = new Set(['55P03', '40P01']);
+
+/**
  * Registers a configuration. Throws an OperatorError, with nothing written, where two thirds or fewer of the
  * definitions are left and `confirmRemovals` doesn't say that this is meant.
  */
@@ -267,22 +297,42 @@ export async function register(
   state: State,
   config: Config,
   hostOf: HostOf,
+  options: { confirmRemovals: boolean; leader: string },
+): Promise<readonly RegisteredDestination[]> {
+  const since = performance.now();
+  for (;;) {
+    try {
+      return await inTransaction(state.pool, (client) => registerIn(client, config, hostOf, options));
+    } catch (error) {
+      if (!PASSING.has(databaseFailure(error)?.sqlstate ?? '')) throw error;
+      if (performance.now() - since > GIVES_UP_AFTER_MS)
+        throw new UnavailableError(
+          'Another transaction has kept a definition locked for two minutes; try again later.',
+        );
+      await new Promise((resolve) => setTimeout(resolve, GIVES_WAY_MS * Math.random()));
+    }
+  }
+}
+
+async function registerIn(
+  client: Client,
+  config: Config,
+  hostOf: HostOf,
   { confirmRemovals, leader }: { confirmRemovals: boolean; leader: string },
 ): Promise<readonly RegisteredDestination[]> {
-  return inTransaction(state.pool, async (client) => {
-    await client.query('lock table definition in share row exclusive mode');
-    const known = await client.query<{ key: string; state: string }>('select key, state from definition');
-    if (!confirmRemovals) refuseMassRemoval(config, known.rows);
-    const destinations = await registerDestinations(client, config, hostOf);
-    for (const definition of config.definitions) {
-      const id = await registerDefinition(client, definition);
-      await registerSends(client, definition, id, destinations);
-    }
-    await archive(
-      client,
-      config.definitions.map(({ key }) => key),
-      leader,
-    );
-    return destinations;
-  });
+  await client.query(`set local lock_timeout = ${GIVES_WAY_MS}`);
+  await lockRegistry(client);
+  const known = await client.query<{ key: string; state: string }>('select key, state from definition');
+  if (!confirmRemovals) refuseMassRemoval(config, known.rows);
+  const destinations = await registerDestinations(client, config, hostOf);
+  for (const definition of config.definitions) {
+    const id = await registerDefinition(client, definition);
+    await registerSends(client, definition, id, destinations);
+  }
+  await archive(
+    client,
+    config.definitions.map(({ key }) => key),
+    leader,
+  );
+  return destinations;
 }
