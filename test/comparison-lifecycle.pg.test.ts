@@ -161,6 +161,20 @@ describe('a definition with `on_delete: exit_all` that is removed', () => {
     expect(requests()).toEqual(everybody.flatMap((n) => [`u${n} Audience Entered`, `u${n} {"vip":true}`]).sort());
   });
 
+  it('has its exits sent once a person has resumed it, where its calls had stopped', async () => {
+    await begin({ audiences: [EXIT_ALL, OTHER] });
+    await configure({ audiences: [OTHER] });
+    await harness.sync();
+    await harness.state(`update definition_destination set stopped = 'They were refused.' where definition_id = 1`);
+    expect((await harness.request('approve', { run: await heldRun() })).delivery).toMatchObject({ stopped: 20 });
+    await harness.resume('vip');
+    expect(await states()).toMatchObject({ vip: 'archived' });
+    // A command waits for what it has caused, and sends what else it can meanwhile.
+    const left = async (): Promise<unknown[]> => (await harness.sync(), harness.state('select from outbox'));
+    await expect.poll(left, { timeout: 20_000 }).toEqual([]);
+    expect(harness.simulator.user('u1')?.fields).toMatchObject({ vip: 'false' });
+  });
+
   it('leaves everybody where they are once a person has rejected', async () => {
     await begin({ audiences: [EXIT_ALL, OTHER] });
     await configure({ audiences: [OTHER] });

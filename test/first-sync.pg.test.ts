@@ -121,6 +121,26 @@ it('tells everyone once, though it is cut off in the middle of a chunk', async (
   expect(harness.simulator.events()).toHaveLength(50);
 });
 
+it('counts no failure of what waits against a column that comes to it', async () => {
+  const sql = 'SELECT id AS profile_id, spent, spent + 1 AS more FROM people';
+  await begin({ tables: TABLES, key: 'email', profiles: PROFILES, traits: [{ ...SPENT, key: 'stats', sql }] });
+  await run('stats');
+  await harness.state(
+    `insert into outbox (kind, destination_id, definition_id, priority, recipient, columns, attempts, due_at)
+     select 'm', destination_id, definition_id, 1, recipient, columns, 23, now() + interval '1 hour'
+     from definition_destination, (values ('e:p10@x.de', array['spent']), ('e:p11@x.de', array['more', 'spent'])) as w (recipient, columns)`,
+  );
+  await feed();
+  const waiting = await harness.state(
+    `select recipient, attempts, cardinality(columns) as columns, due_at > now() as waits from outbox
+     where kind = 'm' and attempts > 0 order by recipient`,
+  );
+  expect(waiting).toEqual([
+    { recipient: 'e:p10@x.de', attempts: 1, columns: 2, waits: true },
+    { recipient: 'e:p11@x.de', attempts: 23, columns: 2, waits: true },
+  ]);
+});
+
 it('sends neither call nor event to somebody who exits before they are reached', async () => {
   await begin({
     tables: TABLES,

@@ -1,5 +1,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { listDead, retryDead } from '../src/outbox/dead.js';
+import { hashOf } from '../src/outbox/queue.js';
+import { tidyUp } from '../src/sync/housekeeping.js';
 import { createHarness, type Definitions, type Harness, type HarnessOptions } from './support/harness.js';
 import { holdDefinition } from './support/lock.js';
 
@@ -220,6 +222,51 @@ describe('a field that is refused for everybody', () => {
     expect(have('bad')).toBe(PEOPLE - Number(refused));
     expect((await harness.request('retry', FILTER)).delivery).toMatchObject({ waiting: 0, refused: 0 });
     expect([have('good'), have('bad')]).toEqual([PEOPLE, PEOPLE]);
+  });
+
+  it('is sent to those, too, who were under way as it was resumed, and not to people whom Iterable has forgotten', async () => {
+    await begin({ traits: [STATS] });
+    await harness.sync();
+    await harness.state(
+      `insert into dead_call (destination_id, definition_id, kind, recipient, field, reason, answer)
+       select 1, id, 'm', 'u:u' || n, 'bad', 'FieldStopped', '' from definition, generate_series(1, 2) as n where key = 'stats'`,
+    );
+    await harness.state(`insert into forgotten_there (destination_id, hash) select 1, ${hashOf(`'u:u2'`)}`);
+    await tidyUp(harness.opened.databases.state);
+    const before = harness.simulator.requests().length;
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 1 });
+    const told = harness.simulator
+      .requests()
+      .slice(before)
+      .filter(({ endpoint }) => endpoint === 'users/update');
+    expect(told.map(({ body }) => body)).toEqual([expect.stringContaining('"bad":"x1"')]);
+    expect(await dead()).toEqual([{ recipient: 'u:u2', reason: 'ForgottenUserError', n: 1 }]);
+  });
+
+  it('counts by itself, whatever its name is', async () => {
+    const events = {
+      ...STATS,
+      sql: `SELECT id AS profile_id, id AS good, 'x' || id AS events FROM people`,
+      send: 'both',
+    };
+    await begin({ audiences: [], traits: [events] });
+    refuse('"events"');
+    expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, stopped: 0, refused: PEOPLE });
+    expect(await stoppedFields()).toMatchObject([{ stopped: null, fields: { events: expect.any(String) as string } }]);
+    expect(harness.simulator.events()).toHaveLength(PEOPLE);
+  });
+
+  it('begins to be counted anew when its definition had stopped and is resumed', async () => {
+    await begin({ audiences: [], traits: [{ ...STATS, send: 'both' }] });
+    await harness.sync();
+    await harness.state(
+      `update destination set streaks = jsonb_build_object('1 bad', 50, '1 .events', 99, '11 bad', 50)`,
+    );
+    refuse('Computed', 'events/track');
+    await harness.sql(`insert into people (id, user_id) values (1000, 'u1000')`);
+    await harness.sync();
+    expect(await stoppedFields()).toMatchObject([{ key: 'stats', stopped: expect.any(String) as string }]);
+    expect(await harness.state('select streaks from destination')).toEqual([{ streaks: { '11 bad': 50 } }]);
   });
 
   it('is sent again by `failed retry`, too', async () => {

@@ -1,7 +1,7 @@
 import { inTransaction } from '../db/connect.js';
 import { wakeLeader } from '../db/wake.js';
 import { OperatorError } from '../lib/errors.js';
-import { FIELD_STOPPED, retryDead } from '../outbox/dead.js';
+import { reviveLeftOut } from '../outbox/dead.js';
 import { resumeCalls } from '../sync/cursor.js';
 import type { CommandContext } from './command.js';
 import { readKeys, refuseUnknown } from './known.js';
@@ -43,11 +43,15 @@ interface DefinitionRow {
   id: number;
   state: 'active' | 'paused' | 'disabled' | 'archived';
   heldRun: number | null;
+  /** Whether calls of it, or some of its fields, wait for a person. */
+  hasStopped: boolean;
 }
 
 async function readDefinition({ databases }: Opened, key: string): Promise<DefinitionRow> {
   const { rows } = await databases.state.pool.query<DefinitionRow>(
-    `select d.id, d.state, held.id as "heldRun" from definition as d
+    `select d.id, d.state, held.id as "heldRun", exists (select from definition_destination as dd
+       where dd.definition_id = d.id and (dd.stopped is not null or dd.stopped_fields <> '{}')) as "hasStopped"
+     from definition as d
      left join run as held on held.definition_id = d.id and held.outcome = 'held' and held.decision is null
      where d.key = $1`,
     [key],
@@ -55,10 +59,13 @@ async function readDefinition({ databases }: Opened, key: string): Promise<Defin
   const row = rows[0];
   if (row === undefined)
     throw new OperatorError(`"${key}" has not been synced yet; \`personas-sync sync\` takes it up.`);
-  if (row.state === 'disabled')
-    throw new OperatorError(`"${key}" is disabled: remove \`enabled: false\` from its definition.`);
-  if (row.state === 'archived') throw new OperatorError(`"${key}" is no longer in the configuration.`);
   return row;
+}
+
+function refuseInactive(key: string, { state }: DefinitionRow): void {
+  if (state === 'disabled')
+    throw new OperatorError(`"${key}" is disabled: remove \`enabled: false\` from its definition.`);
+  if (state === 'archived') throw new OperatorError(`"${key}" is no longer in the configuration.`);
 }
 
 interface DestinationRow {
@@ -83,7 +90,9 @@ async function readDestination(opened: Opened, name: string): Promise<Destinatio
 }
 
 async function pauseDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
-  const { state } = await readDefinition(opened, key);
+  const definition = await readDefinition(opened, key);
+  refuseInactive(key, definition);
+  const { state } = definition;
   await opened.databases.state.pool.query(
     `update definition set state = 'paused', paused_because = 'Paused by hand.' where key = $1 and state = 'active'`,
     [key],
@@ -97,7 +106,10 @@ async function pauseDefinition({ opened, output }: CommandContext, key: string):
 }
 
 async function resumeDefinition({ opened, output }: CommandContext, key: string): Promise<void> {
-  const { id, state, heldRun } = await readDefinition(opened, key);
+  const definition = await readDefinition(opened, key);
+  // Somebody may still have to be told of one that has left the configuration (`on_delete: exit_all`).
+  if (!definition.hasStopped) refuseInactive(key, definition);
+  const { id, state, heldRun } = definition;
   const { resumed, isJudged } = await inTransaction(opened.databases.state.pool, async (client) => {
     // In the order in which a run writes the two.
     const calls = await resumeCalls(client, id);
@@ -114,11 +126,15 @@ async function resumeDefinition({ opened, output }: CommandContext, key: string)
     );
     return { resumed: calls, isJudged: judged.rowCount === 1 };
   });
-  const leftOut = { keys: [key], reason: FIELD_STOPPED, destination: null, olderThan: null };
-  const { count } = resumed === 0 ? { count: 0 } : await retryDead(opened.databases.state.pool, leftOut);
+  const count = await reviveLeftOut(opened.databases.state.pool);
   output.object({ definition: key, state: 'active', changed: state === 'paused' || resumed > 0 || isJudged });
   const sent = count === 0 ? '' : `, with ${countOf(count, 'value')} that had been left out`;
   const calls = resumed === 0 ? '' : `, and the calls that waited go on${sent}`;
+  if (state === 'disabled' || state === 'archived') {
+    const why = state === 'disabled' ? 'is disabled' : 'is no longer in the configuration';
+    output.line(`${SIGN.good} ${key} ${why}${calls}.`);
+    return;
+  }
   const done = `${state === 'paused' ? 'is run again when it is due' : 'is not paused'}${calls}`;
   const next =
     heldRun === null

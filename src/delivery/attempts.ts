@@ -13,7 +13,7 @@ import type { Settlement } from '../outbox/settle.js';
  * has failed so often is to blame, and whatever of it can be delivered has been.
  */
 type Again = Extract<Verdict, { kind: 'again' }>;
-type Refused = Extract<Verdict, { kind: 'refused' }>;
+export type Refused = Extract<Verdict, { kind: 'refused' }>;
 export type PutOff = Extract<Settlement, { kind: 'again' }>;
 type Tried = Pick<WaitingRow, 'id' | 'version' | 'attempts'>;
 
@@ -29,7 +29,7 @@ const WAITS_MS = [60_000, 120_000, 300_000];
 const WAIT_STEP = 100;
 /** Half a minute of failures: what is well in the same update shall wait no longer for what isn't. */
 const DOUBTFUL_FROM = 5;
-/** Two and a half hours of failures, at most. */
+/** An hour or two by the back-off; longer where the destination asks to wait longer. */
 const GIVEN_UP_AT = 24;
 
 const failuresOf = ({ attempts }: Pick<Tried, 'attempts'>): number => Math.min(attempts % WAIT_STEP, WAIT_STEP - 2);

@@ -1,6 +1,7 @@
 import type { State } from '../db/state.js';
 import type { Port } from '../destinations/carrier.js';
 import type { Logger } from '../lib/logger.js';
+import { noteDelivery } from '../outbox/noted.js';
 import { startDispatcher, type Dispatcher } from './dispatcher.js';
 import { createMemory, type Memory } from './outlet.js';
 
@@ -77,11 +78,7 @@ export function createDeliveries(options: DeliveriesOptions): Deliveries {
       lanes: dispatcher.lanes(),
     });
     if (told.get(id) === delivery) return;
-    // Whoever has lost the lease would tell in the next leader's place.
-    await state.pool.query(
-      'update destination set delivery = $2 where id = $1 and exists (select from leader where holder = $3)',
-      [id, delivery, leader],
-    );
+    await noteDelivery(state, leader, id, delivery);
     told.set(id, delivery);
   };
   const end = async (): Promise<void> => {

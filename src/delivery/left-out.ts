@@ -30,9 +30,14 @@ export function createLeftOut({ write, onNew }: LeftOutOptions): LeftOut {
     },
     note: async () => {
       if (heard.size === 0) return;
-      const fields = [...heard];
+      const fields = heard;
       heard = new Set();
-      await write(fields);
+      try {
+        await write([...fields]);
+      } catch (error) {
+        for (const field of fields) heard.add(field);
+        throw error;
+      }
     },
   };
 }

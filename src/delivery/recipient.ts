@@ -3,10 +3,10 @@ import { nextStep } from '../core/next.js';
 import type { Verdict } from '../core/verdict.js';
 import { LIST, type WaitingEvent, type WaitingMark, type WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
-import { again, askLater, giveUp, isDoubtful, waitFor, type PutOff } from './attempts.js';
+import { again, askLater, giveUp, isDoubtful, waitFor, type PutOff, type Refused } from './attempts.js';
 import type { Outlet, Urgency } from './outlet.js';
 import { partsOf, singleOut, takeApart, trackOf, updateOf, type Parts, type Progress } from './parts.js';
-import { KNOWN_TO_BE_FORGOTTEN, LEFT_OUT, refusalOf, type Refused } from './refusals.js';
+import { KNOWN_TO_BE_FORGOTTEN, LEFT_OUT, refusalOf } from './refusals.js';
 
 /**
  * Delivers what waits for one recipient: one user update from all marks that are ready, then their places on lists, then

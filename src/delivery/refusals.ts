@@ -1,15 +1,13 @@
-import type { Refusal, Verdict } from '../core/verdict.js';
+import type { Refusal } from '../core/verdict.js';
 import { FIELD_STOPPED } from '../outbox/dead.js';
 import type { WaitingRow } from '../outbox/queue.js';
 import type { Settlement } from '../outbox/settle.js';
-import { mayPass } from './attempts.js';
+import { mayPass, type Refused } from './attempts.js';
 
 /**
  * How a refusal is written down: whether it is tried again by itself, and whether the destination takes no more calls for
  * this person. And the refusals of what isn't sent, since the answer is known.
  */
-export type Refused = Extract<Verdict, { kind: 'refused' }>;
-
 /** A refusal of an identifier or a full project may pass; one of the content won't by itself. */
 const PASSING_RETRY_MS = 24 * 3_600_000;
 const PROJECT_IS_FULL = 'UniqueFieldsLimitExceeded';
@@ -30,7 +28,7 @@ export const KNOWN_TO_BE_FORGOTTEN = unsent(
   'an earlier call was refused because the destination has forgotten this person.',
 );
 /** What is refused for everybody isn't sent again and again. */
-export const LEFT_OUT = unsent('content', FIELD_STOPPED, 'this field was refused for a hundred people in a row.');
+export const LEFT_OUT = unsent('content', FIELD_STOPPED, 'this field was refused a hundred times in a row.');
 
 /** `columns` null: all of a mark's, or the event. */
 export function refusalOf(

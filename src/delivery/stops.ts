@@ -34,7 +34,8 @@ export interface StopsOptions {
 }
 
 const MOST = 100;
-const EVENTS = 'events';
+/** No field can have this name. */
+const EVENTS = '.events';
 
 /** Names a field of a definition, or its events (null). */
 export const fieldName = (definitionId: number, field: string | null): string => `${definitionId} ${field ?? EVENTS}`;
@@ -56,6 +57,9 @@ export function createStops({ read, note, write, onStop }: StopsOptions): Stops 
   };
   const forget = (name: string): void => {
     if (streaks.delete(name)) hasChanged = true;
+  };
+  const forgetAll = (definitionId: number): void => {
+    for (const name of streaks.keys()) if (name.startsWith(fieldName(definitionId, ''))) forget(name);
   };
   const recall = async (): Promise<void> => {
     if (isRead) return;
@@ -85,17 +89,26 @@ export function createStops({ read, note, write, onStop }: StopsOptions): Stops 
       await recall();
       for (const [name, stop] of decided) {
         const stopped = await write(stop);
-        if (stopped === 'definition') definitions.add(stop.definitionId);
-        else fields.add(name);
-        // When a person has resumed it, counting begins anew.
-        forget(name);
         decided.delete(name);
+        // When a person has resumed it, counting begins anew.
+        if (stopped === 'field') {
+          fields.add(name);
+          forget(name);
+        } else {
+          definitions.add(stop.definitionId);
+          forgetAll(stop.definitionId);
+        }
       }
     },
     note: async () => {
       if (!hasChanged || !isRead) return;
       hasChanged = false;
-      await note(Object.fromEntries(streaks));
+      try {
+        await note(Object.fromEntries(streaks));
+      } catch (error) {
+        hasChanged = true;
+        throw error;
+      }
     },
     heed: (written) => {
       for (const id of definitions) if (!written.definitions.includes(id)) definitions.delete(id);

@@ -166,6 +166,14 @@ export async function retryDead(pool: Pool, filter: DeadFilter): Promise<Revived
   return revive(pool, MATCHES, parameters(filter), 0);
 }
 
+const IS_LEFT_OUT_NO_MORE = `x.reason = '${FIELD_STOPPED}' and not exists (select from definition_destination as dd
+  where dd.definition_id = x.definition_id and dd.destination_id = x.destination_id and dd.stopped_fields ? x.field)`;
+
+/** Sends values that were left out while their field had stopped: what has been resumed, or has all of its calls wait. Gives their number. */
+export async function reviveLeftOut(pool: Pool): Promise<number> {
+  return (await revive(pool, IS_LEFT_OUT_NO_MORE, [], 0)).count;
+}
+
 export async function discardDead(pool: Queryable, filter: DeadFilter): Promise<number> {
   const result = await pool.query(
     `delete from dead_call where id in (select x.id from ${FROM} where ${MATCHES})`,
@@ -176,8 +184,10 @@ export async function discardDead(pool: Queryable, filter: DeadFilter): Promise<
 
 const RETRIES = 5;
 
-/** Revives what was to be tried again by itself, and drops what has been dead for 90 days. */
+/** Revives what was to be tried again by itself or is left out no more, and drops what has been dead for 90 days. */
 export async function tendDead(pool: Pool): Promise<void> {
   await revive(pool, `x.retry_at <= now() and x.retries < ${RETRIES}`, [], 1);
+  // Some were under way as their field was resumed.
+  await reviveLeftOut(pool);
   await pool.query(`delete from dead_call where died_at < now() - interval '90 days'`);
 }

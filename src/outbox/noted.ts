@@ -21,10 +21,10 @@ export async function stopDestination(
   });
 }
 
-/** Why calls of a definition wait for a person at a destination. */
+/** What of a definition isn't sent to a destination any more, and why, until a person resumes it. */
 export interface Stop {
   definitionId: number;
-  /** What is refused, and left out of what is sent from now on; null: none of its calls are sent. */
+  /** Left out of what is sent from now on; null: all of its calls wait. */
   field: string | null;
   reason: string;
   /** Its list is there no more: another is found or made when the calls go on. */
@@ -63,7 +63,19 @@ export async function stopCalls(
        returning judged.key, case when is_whole then 'definition' else 'field' end as stopped`,
       [destinationId, definitionId, field, reason, isListGone],
     );
-    return rows[0] ?? { key: String(definitionId), stopped: 'definition' };
+    const written = rows[0] ?? { key: String(definitionId), stopped: 'definition' };
+    // A leader that dies before it has noted what it counted leaves a count that has come to its end.
+    await client.query(
+      `update destination set streaks = coalesce((
+         select jsonb_object_agg(name, count) from jsonb_each(streaks) as counted (name, count)
+         where case when $3 then not starts_with(name, $2) else name <> $2 end), '{}') where id = $1`,
+      [
+        destinationId,
+        `${definitionId} ${written.stopped === 'field' ? (field ?? '') : ''}`,
+        written.stopped === 'definition',
+      ],
+    );
+    return written;
   });
 }
 
@@ -77,7 +89,22 @@ export async function readStreaks(state: State, destinationId: number): Promise<
   return rows[0]?.streaks ?? {};
 }
 
+/** Whoever has lost the lease would write in the next leader's place. */
 const IS_LEADER = 'exists (select from leader where holder = $3)';
+
+/** Remembers how deliveries go, for whoever looks at the tables; JSON text. */
+export async function noteDelivery(
+  state: State,
+  leader: string,
+  destinationId: number,
+  delivery: string,
+): Promise<void> {
+  await state.pool.query(`update destination set delivery = $2 where id = $1 and ${IS_LEADER}`, [
+    destinationId,
+    delivery,
+    leader,
+  ]);
+}
 
 export async function noteStreaks(
   state: State,

@@ -106,7 +106,9 @@ async function feedChunk(client: Client, cursor: Cursor, size: number): Promise<
        where ${isTold} and (dd.identify or dd.list is not null) order by c.recipient
        on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
          columns = ${COLUMNS_TOGETHER},
-         version = nextval('version'), with_beside = true, priority = least(outbox.priority, excluded.priority)`,
+         version = nextval('version'), with_beside = true, priority = least(outbox.priority, excluded.priority),
+         -- What has failed so far was without the columns that come to it. It still waits for its time.
+         attempts = case when excluded.columns <@ outbox.columns then outbox.attempts else least(outbox.attempts, 1) end`,
       [position],
     );
   }
@@ -222,9 +224,12 @@ async function backfillAgain(client: Queryable, definitionId: number, destinatio
  */
 export async function resumeCalls(client: Client, definitionId: number): Promise<number> {
   const { rows } = await client.query<{ destination_id: number; is_list_gone: boolean }>(
-    `update definition_destination set stopped = null, stopped_fields = '{}'
-     where definition_id = $1 and (stopped is not null or stopped_fields <> '{}')
-     returning destination_id, list is not null and list_id is null as is_list_gone`,
+    `with before as (select * from definition_destination
+       where definition_id = $1 and (stopped is not null or stopped_fields <> '{}') for update)
+     update definition_destination as dd set stopped = null, stopped_fields = '{}' from before
+     where dd.definition_id = $1 and dd.destination_id = before.destination_id
+     returning dd.destination_id,
+       before.stopped is not null and before.list is not null and before.list_id is null as is_list_gone`,
     [definitionId],
   );
   for (const { destination_id, is_list_gone } of rows) {
