@@ -1,3 +1,4 @@
+import { stripVTControlCharacters } from 'node:util';
 import { afterAll, beforeAll, beforeEach, expect, it } from 'vitest';
 import { describeDestinations, readDestinations, type DestinationStatus } from '../src/cli/status-destinations.js';
 import { createHarness, type Harness } from './support/harness.js';
@@ -31,7 +32,9 @@ const wait = (definition: string, calls: number): Promise<unknown> =>
 async function look(key: string | null, isLed = true): Promise<DestinationStatus & { drains: string }> {
   const [status] = await readDestinations(harness.opened, key, isLed);
   if (status === undefined) throw new Error('There is no destination.');
-  const [title = '', ...rows] = describeDestinations([status], key).trimEnd().split('\n');
+  const [title = '', ...rows] = stripVTControlCharacters(describeDestinations([status], key))
+    .trimEnd()
+    .split('\n');
   expect(title).toMatch(key === null ? / drains in/ : / all drain in/);
   return { ...status, drains: rows.at(-1)?.split(/ {2,}/).at(-1)?.trim() ?? '' };
 }
