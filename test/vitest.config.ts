@@ -7,7 +7,7 @@ export default defineConfig({
     globalSetup: ['test/support/postgres.ts'],
     pool: 'forks',
     // A good part of the tests waits for leases and quotas.
-    maxWorkers: 3,
+    maxWorkers: 4,
     testTimeout: 120_000,
     // A shared runner can stand still for seconds; what fails twice more is broken.
     retry: process.env.CI === undefined ? 0 : 2,
