@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, beforeEach, expect, it } from 'vitest';
+import { lockDefinition } from '../src/db/locks.js';
 import { openFindings, readDifferences, type Findings, type Found } from '../src/sync/findings.js';
 import { forget } from '../src/sync/forget.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
@@ -117,6 +118,20 @@ it('lets nobody slip in who is forgotten while it is written', async () => {
   client.release();
   await forgetting;
   expect(await kept('difference')).toEqual([]);
+});
+
+it('is waited for by who forgets without keeping runs waiting', async () => {
+  const { pool } = harness.opened.databases.state;
+  const client = await pool.connect();
+  await client.query('begin');
+  await client.query('select from request where id = $1 for share', [request]);
+  const forgetting = forget(harness.opened.databases.state, 'u6');
+  await until(async () => (await harness.state(`select from pg_locks where not granted`)).length > 0);
+  // As a run does. Had `forget` it already, each would wait for the other.
+  await lockDefinition(client, definition);
+  await client.query('commit');
+  client.release();
+  await forgetting;
 });
 
 it('is dropped where verifying is stopped, and begins anew where it was left', async () => {

@@ -4,17 +4,17 @@ import type { Client, Runner } from './connect.js';
 
 /** Tells this program's locks apart from those of others in the same database. */
 const LOCK_CLASS = 0x70657273;
-/** An instance that stands still with a definition's lock is cut off by the server after this. */
+/** An instance that stands still with a lock for which others wait is cut off by the server after this. */
 export const STANDS_STILL_MS = 10_000;
+/** Selected by the statement that locks: an instance that stands still in this transaction is cut off by the server. */
+export const CUTS_OFF = `set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true)`;
 
 /**
  * Waits until no other transaction writes this definition's snapshot or marks. An instance that stands still with it is
  * cut off by the server: others wait for the lock.
  */
 export async function lockDefinition(session: Client, definitionId: number): Promise<void> {
-  await session.query(
-    `select set_config('idle_in_transaction_session_timeout', '${STANDS_STILL_MS}', true), lock.* from (${definitionLock(definitionId)}) as lock`,
-  );
+  await session.query(`select ${CUTS_OFF}, lock.* from (${definitionLock(definitionId)}) as lock`);
 }
 
 /** The statement by which `lockDefinition` waits, for a session that has its time-out already. */

@@ -2,7 +2,7 @@ import { recipientsMeant } from '../core/recipient.js';
 import { inTransaction, type Client } from '../db/connect.js';
 import type { State } from '../db/state.js';
 import { hashOf } from '../outbox/queue.js';
-import { lockDefinition } from '../db/locks.js';
+import { CUTS_OFF, lockDefinition } from '../db/locks.js';
 
 /**
  * Erases a person from every table, and remembers a keyed hash of each of their recipients so that they aren't queued
@@ -56,8 +56,9 @@ async function remember(client: Client, recipients: readonly string[]): Promise<
 }
 
 /**
- * The hashes are committed first, then every definition's lock is waited for: a run that took the person up before has
- * committed by then, and one that comes after leaves them out.
+ * The hashes are committed first, then the requests of `verify` and every definition's lock are waited for: what took the
+ * person up before has committed by then, and what comes after leaves them out. The requests come first: while they are
+ * waited for, no run and no batch waits, too.
  */
 export async function forget(state: State, text: string): Promise<Forgotten> {
   const meant = await inTransaction(state.pool, async (client) => {
@@ -66,10 +67,12 @@ export async function forget(state: State, text: string): Promise<Forgotten> {
     return recipients;
   });
   return inTransaction(state.pool, async (client) => {
+    // What `verify` writes down of people it does while it holds its request, which takes as long as sorting a snapshot.
+    await client.query(
+      `select ${CUTS_OFF} from request where kind = 'verify' and outcome is null order by id for update`,
+    );
     const definitions = await client.query<{ id: number }>('select id from definition order by id');
     for (const { id } of definitions.rows) await lockDefinition(client, id);
-    // What `verify` writes down of people it does while it holds its request.
-    await client.query(`select from request where kind = 'verify' and outcome is null order by id for update`);
     const recipients = [...new Set([...meant, ...(await findRecipients(client, text))])];
     await remember(client, recipients);
     let rows = 0;
