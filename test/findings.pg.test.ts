@@ -89,6 +89,33 @@ it('is written by the leader alone whose request it is', async () => {
   expect([await kept('sample'), await kept('difference')]).toEqual([[], ['u:u1']]);
 });
 
+it('is written in transactions that the server cuts off where their instance stands still', async () => {
+  const tables = ['sample', 'difference', 'outbox'];
+  await harness.state(
+    `create table seen (name text, setting text);
+     create function see() returns trigger language plpgsql as
+       $$ begin insert into seen values (tg_table_name, current_setting('idle_in_transaction_session_timeout')); return null; end $$;
+     ${tables.map((name) => `create trigger seen after insert or delete on ${name} execute function see();`).join('')}`,
+  );
+  const seen = async (work: () => Promise<void>): Promise<unknown> => {
+    await harness.state('truncate seen');
+    await work();
+    return harness.state('select distinct name, setting from seen order by name');
+  };
+  const all = (...names: string[]): unknown => names.map((name) => ({ name, setting: '10s' }));
+  const drawn = await seen(() => findings.draw(definition, destination, { sample: 5, seed: '' }));
+  const noted = await seen(() => findings.note(destination, ['u:u1'], [missing('u:u1')]));
+  const repaired = await seen(() => findings.repair(destination));
+  const cleared = await seen(findings.clear);
+  await harness.state('drop function see cascade; drop table seen; delete from outbox');
+  expect([drawn, noted, repaired, cleared]).toEqual([
+    all('sample'),
+    all('difference', 'sample'),
+    all('outbox'),
+    all('difference', 'sample'),
+  ]);
+});
+
 it('holds who is forgotten meanwhile no more', async () => {
   await findings.draw(definition, destination, { sample: 40, seed: '' });
   await findings.note(destination, ['u:u1', 'u:u2'], [missing('u:u1'), missing('u:u2')]);

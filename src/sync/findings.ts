@@ -1,4 +1,5 @@
 import { inTransaction, withCancellable, type Client, type Pool, type Queryable } from '../db/connect.js';
+import { CUTS_OFF } from '../db/locks.js';
 import { UnavailableError } from '../lib/errors.js';
 import { COLUMNS_TOGETHER, DUE_NOW, hashOf } from '../outbox/queue.js';
 
@@ -8,7 +9,8 @@ import { COLUMNS_TOGETHER, DUE_NOW, hashOf } from '../outbox/queue.js';
  * has been read, at the latest ten minutes after the request has ended.
  *
  * Whatever is written holds the request's row, and only while it is this leader's to carry out. `forget` takes that row
- * once it has remembered whom it erases: what was written before is erased, what comes after leaves them out.
+ * once it has remembered whom it erases: what was written before is erased, what comes after leaves them out. So does
+ * whoever leads next, to carry the request out: an instance that stands still with the row is cut off by the server.
  */
 export interface Difference {
   definition: string;
@@ -48,7 +50,7 @@ export function openFindings(
 ): Findings {
   const isOurs = async (client: Client): Promise<boolean> => {
     const { rowCount } = await client.query(
-      'select from request where id = $1 and taken_by = $2 and outcome is null for share',
+      `select ${CUTS_OFF} from request where id = $1 and taken_by = $2 and outcome is null for share`,
       [request, leader],
     );
     return rowCount === 1;
