@@ -3,7 +3,7 @@ import { watchConfig } from './config/watch.js';
 import { isUnreachable } from './db/failure.js';
 import { SINGLE_REQUEST_MS } from './core/timeouts.js';
 import { startRealTime, type RealTime } from './realtime/realtime.js';
-import { LEASE_MS, tryLead, type Taken } from './db/lease.js';
+import { LEASE_MS, LeaseLostError, tryLead, type Taken } from './db/lease.js';
 import { hearWakes, type Wakes } from './db/wake.js';
 import { createDeliveries, type Deliveries } from './delivery/deliveries.js';
 import { QUOTA_WINDOW_MS } from './delivery/pace.js';
@@ -92,7 +92,7 @@ export interface LeadOptions {
   confirmRemovals: boolean;
 }
 
-/** Leads under `lease` until stopped. Throws where the configuration may not be registered. */
+/** Leads under `lease` until stopped. Throws where the configuration may not be registered, or another leads meanwhile. */
 export async function lead(
   resources: Resources,
   lease: Taken,
@@ -381,8 +381,9 @@ export async function runDaemon(
       } else log.info('Leading.');
       leadership = await lead(resources, lease, { scheduled: true, delivers: true, confirmRemovals: false });
     } catch (error) {
-      if (!isUnreachable(error)) throw error;
-      await tryAgain('The state database is out of reach; trying again', error);
+      if (error instanceof LeaseLostError) await tryAgain('The lease was lost too soon; standing by', error);
+      else if (isUnreachable(error)) await tryAgain('The state database is out of reach; trying again', error);
+      else throw error;
       continue;
     }
     said = '';

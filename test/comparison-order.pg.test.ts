@@ -5,8 +5,8 @@ import { retryDead } from '../src/outbox/dead.js';
 import { loadWaiting, type WaitingRow } from '../src/outbox/queue.js';
 import { createSettler, type Settlement } from '../src/outbox/settle.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition } from '../src/sync/run.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness } from './support/harness.js';
 
 /**
@@ -122,12 +122,9 @@ for (const key of ['hybrid', 'email', 'user_id'] as const) {
       key,
       audiences: [{ key: 'member', sql: 'SELECT id AS profile_id FROM people', guard: 'off', initial: 'skip' }],
     });
-    const { databases, config } = harness.opened;
+    const { databases } = harness.opened;
     await tidyUp(databases.state);
-    const [destination] = await register(databases.state, config, () => 'host', {
-      confirmRemovals: true,
-      leader: LEADER,
-    });
+    const [destination] = await applyConfig(harness.opened);
     await harness.state(`update leader set holder = $1, expires_at = 'infinity'`, [LEADER]);
 
     const last = fc.record({

@@ -2,8 +2,8 @@ import fc from 'fast-check';
 import { afterEach, expect, it } from 'vitest';
 import type { ProjectKey } from '../src/core/definition.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness } from './support/harness.js';
 import {
   BEGINNING,
@@ -302,9 +302,8 @@ async function open(key: ProjectKey, separate: boolean): Promise<void> {
       { key: 'keep', sql: TRAIT_SQL, on_missing: 'keep', prefix: 'kept_', ...COMMON },
     ],
   });
-  const { databases, config } = harness.opened;
-  await tidyUp(databases.state);
-  await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
+  await tidyUp(harness.opened.databases.state);
+  await applyConfig(harness.opened);
 }
 
 async function run(key: string): Promise<RunResult> {

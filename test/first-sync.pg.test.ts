@@ -5,8 +5,8 @@ import { tryLead } from '../src/db/lease.js';
 import { startSimulator, type Simulator } from '../src/demo/simulator/server.js';
 import { createFeeder } from '../src/sync/cursor.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 import { until } from './support/until.js';
 
@@ -31,10 +31,8 @@ async function stopLeading(): Promise<void> {
 /** A harness whose configuration is registered, while nothing runs, feeds or delivers by itself. */
 async function begin(options: HarnessOptions): Promise<void> {
   harness = await createHarness(options);
-  const { databases, config, targetOf } = harness.opened;
-  await tidyUp(databases.state);
-  const hostOf = (name: string): string => targetOf(config.destinations.find((each) => each.name === name)!).host;
-  await register(databases.state, config, hostOf, { confirmRemovals: true, leader: LEADER });
+  await tidyUp(harness.opened.databases.state);
+  await applyConfig(harness.opened);
 }
 
 async function run(key: string): Promise<RunResult> {

@@ -5,10 +5,10 @@ import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
 import { wantFull } from '../src/sync/due.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunContext, type RunResult } from '../src/sync/run.js';
 import { abandonRuns } from '../src/sync/scheduler.js';
 import { markStuck } from '../src/sync/waiting.js';
+import { applyConfig } from './support/apply.js';
 import { addDue } from './support/due.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 import {
@@ -64,7 +64,7 @@ async function openSite(options: HarnessOptions): Promise<Site> {
   const harness = await createHarness(options);
   const { databases, config } = harness.opened;
   await tidyUp(databases.state);
-  await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
+  await applyConfig(harness.opened);
   const client = await (databases.same ? databases.source : databases.state.pool).connect();
   const source = databases.same ? null : await databases.source.connect();
   const opened: Site = {

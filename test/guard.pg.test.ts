@@ -1,7 +1,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Definitions, type Harness, type HarnessOptions } from './support/harness.js';
 
 /** A run that would change more than its guard allows, and what a person says of it. */
@@ -16,10 +16,8 @@ let harness: Harness;
 afterEach(() => harness.close());
 
 async function prepare(): Promise<void> {
-  const { databases, config, targetOf } = harness.opened;
-  await tidyUp(databases.state);
-  const hostOf = (name: string): string => targetOf(config.destinations.find((each) => each.name === name)!).host;
-  await register(databases.state, config, hostOf, { confirmRemovals: true, leader: LEADER });
+  await tidyUp(harness.opened.databases.state);
+  await applyConfig(harness.opened);
 }
 
 /** Everybody is a member, and nothing runs or is delivered by itself. */

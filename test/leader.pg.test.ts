@@ -2,6 +2,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { openResources, type Opened } from '../src/cli/open.js';
 import { runDaemon, type Leadership } from '../src/daemon.js';
 import { LEASE_MS, findLeader, tryLead } from '../src/db/lease.js';
+import { lockRegistry } from '../src/db/locks.js';
 import { runDefinition } from '../src/sync/run.js';
 import { abandonRuns } from '../src/sync/scheduler.js';
 import { createDatabase } from './support/database.js';
@@ -255,6 +256,45 @@ describe('a leader', () => {
     await expect.poll(waiting, SOON).toBe(0);
     await expect.poll(() => harness.simulator.user('u1')?.fields, SOON).toEqual({ vip: 'true', big: 'false' });
   });
+
+  /** Has another lead while whoever `begins` applies the configuration; then nobody. Returns who led before. */
+  async function loseWhileApplying<T>(begins: () => T): Promise<{ begun: T; first: string | undefined }> {
+    const gate = await pool().connect();
+    await gate.query('begin');
+    await lockRegistry(gate);
+    const begun = begins();
+    const isApplying = `select from pg_locks where locktype = 'advisory' and not granted`;
+    await expect.poll(async () => (await harness.state(isApplying)).length, SOON).toBeGreaterThan(0);
+    const first = await findLeader(pool());
+    await harness.state(
+      `update leader set holder = $1, expires_at = now() + interval '1 hour' from (select from leader for update) as before`,
+      [STRANGER],
+    );
+    await gate.query('commit');
+    gate.release();
+    const isCarriedOut = 'select from request where outcome is null and taken_by is not null';
+    await expect.poll(async () => (await harness.state(isCarriedOut)).length, SOON).toBe(0);
+    await bury();
+    return { begun, first: first?.holder };
+  }
+
+  it('that loses its lease before it has begun to lead stands by, and leads when it can', async () => {
+    await begin();
+    const { begun, first } = await loseWhileApplying(startDaemon);
+    const daemon = await begun;
+    await expect.poll(daemon.leadership, SOON).not.toBeNull();
+    expect(daemon.leadership()?.leader).not.toBe(first);
+  });
+
+  it.each([true, false])(
+    'that loses its lease while it applies a configuration leaves the command to the next (a daemon: %s)',
+    async (isDaemon) => {
+      await begin();
+      if (isDaemon) await startLeading();
+      const { begun } = await loseWhileApplying(() => harness.request('sync', { keys: [], confirmRemovals: false }));
+      expect(await begun).toMatchObject({ outcome: 'done', delivery: { ahead: 0, waiting: 0 } });
+    },
+  );
 
   it('outlives a database that is away for longer than its lease', async () => {
     await begin();

@@ -1,7 +1,10 @@
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
+import { LeaseLostError, tryLead } from '../src/db/lease.js';
+import { lockRegistry } from '../src/db/locks.js';
 import { register } from '../src/sync/registry.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 
 /** What a changed configuration does to what was synced under the one before. */
@@ -126,15 +129,36 @@ describe('a configuration that is applied in the middle of a run', () => {
     ]);
   });
 
+  it('is not applied any more once another leads', async () => {
+    await begin();
+    await harness.sync();
+    await harness.reconfigure({ audiences: [{ ...VIP, name: 'Of old', key: 'vip' }] });
+    const { databases, config } = harness.opened;
+    const { pool } = databases.state;
+    const [before, holder] = [await tryLead(pool), await pool.connect()];
+    await holder.query('begin');
+    await lockRegistry(holder);
+    const registering = register(databases.state, config, () => new URL(harness.simulator.url).host, {
+      confirmRemovals: true,
+      leader: before?.holder ?? '',
+    }).catch((error: unknown) => error);
+    await expect.poll(isWaiting, { interval: 5 }).toBeGreaterThan(0);
+    await harness.state(`update leader set expires_at = '-infinity'`);
+    const next = await tryLead(pool);
+    expect(next).not.toBeNull();
+    await holder.query('commit');
+    holder.release();
+    expect(await registering).toBeInstanceOf(LeaseLostError);
+    expect(await harness.state('select name from definition')).toEqual([{ name: 'VIP' }]);
+    await next?.release();
+    await before?.release();
+  });
+
   it('does not wait for it where nothing has changed', async () => {
     await begin({ traits: [SPENT] });
     await harness.sync();
     const run = await runTo();
-    const { databases, config } = harness.opened;
-    const registered = await register(databases.state, config, () => new URL(harness.simulator.url).host, {
-      confirmRemovals: true,
-      leader: 'somebody',
-    });
+    const registered = await applyConfig(harness.opened);
     expect(registered).toMatchObject([{ name: 'iterable' }]);
     await run.end();
   });

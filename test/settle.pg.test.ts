@@ -4,7 +4,7 @@ import { Secret } from '../src/lib/secret.js';
 import { retryDead } from '../src/outbox/dead.js';
 import { createSettler, holdBack, type Settlement, type Settler } from '../src/outbox/settle.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
+import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness } from './support/harness.js';
 
 const LEADER = '00000000-0000-0000-0000-000000000001';
@@ -20,10 +20,10 @@ beforeAll(async () => {
     tables: 'create table people (id bigint primary key, user_id text, email text)',
     audiences: [{ key: 'vip', sql: 'SELECT id AS profile_id FROM people', guard: 'off' }],
   });
-  const { databases, config } = harness.opened;
-  await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
-  await tidyUp(databases.state);
-  const { schema } = databases.state;
+  const { state } = harness.opened.databases;
+  await applyConfig(harness.opened);
+  await tidyUp(state);
+  const { schema } = state;
   pool = openPool({ url: new Secret(harness.database.url), purpose: 'settling', max: 1, schema });
 });
 afterAll(async () => {

@@ -4,8 +4,8 @@ import type { ProjectKey } from '../src/core/definition.js';
 import { evaluateBatch, type BatchResult } from '../src/sync/batch.js';
 import { openBatchSession, type BatchSession } from '../src/sync/evaluation.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
-import { register } from '../src/sync/registry.js';
 import { runDefinition, type RunResult } from '../src/sync/run.js';
+import { applyConfig } from './support/apply.js';
 import { addDue } from './support/due.js';
 import { createHarness, type Harness } from './support/harness.js';
 import {
@@ -74,7 +74,7 @@ async function open(key: ProjectKey, users: Users, separate: boolean): Promise<S
   });
   const { databases, config } = harness.opened;
   await tidyUp(databases.state);
-  await register(databases.state, config, () => 'host', { confirmRemovals: true, leader: LEADER });
+  await applyConfig(harness.opened);
   const client = await (databases.same ? databases.source : databases.state.pool).connect();
   const source = databases.same ? null : await databases.source.connect();
   const site: Site = {

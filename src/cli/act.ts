@@ -1,5 +1,5 @@
 import { lead, type Leadership, type Resources } from '../daemon.js';
-import { findLeader, tryLead } from '../db/lease.js';
+import { findLeader, LeaseLostError, tryLead } from '../db/lease.js';
 import type { RequestKind } from '../db/state.js';
 import { wakeLeader } from '../db/wake.js';
 import { QUOTA_WINDOW_MS } from '../delivery/pace.js';
@@ -109,7 +109,14 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
         `Sending begins in ${seconds} s: until then a request of the last leader may be open, or count for a quota.`,
       );
     }
-    const leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals });
+    let leadership: Leadership;
+    try {
+      leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals });
+    } catch (error) {
+      // Another leads by now, and carries the request out.
+      if (error instanceof LeaseLostError) return;
+      throw error;
+    }
     const now = { leadership, isLost: false };
     leading = now;
     void leadership.lost.then(() => (now.isLost = true));

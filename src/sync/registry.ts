@@ -4,6 +4,7 @@ import type { Config } from '../config/types.js';
 import type { Cadence, Definition } from '../core/definition.js';
 import { inTransaction, type Client } from '../db/connect.js';
 import { databaseFailure } from '../db/failure.js';
+import { fenceLease } from '../db/lease.js';
 import { lockRegistry } from '../db/locks.js';
 import type { State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
@@ -290,8 +291,10 @@ const GIVES_UP_AFTER_MS = 120_000;
 const PASSING = new Set(['55P03', '40P01']);
 
 /**
- * Registers a configuration. Throws an OperatorError, with nothing written, where two thirds or fewer of the
- * definitions are left and `confirmRemovals` doesn't say that this is meant.
+ * Registers a configuration, as the leader alone may. It gives way to runs and tries again for two minutes. Throws, with
+ * nothing written: an OperatorError where two thirds or fewer of the definitions are left and `confirmRemovals` doesn't
+ * say that this is meant, or where one would become of another kind; a LeaseLostError where `leader` leads no more; an
+ * UnavailableError where a run has kept something locked all that time.
  */
 export async function register(
   state: State,
@@ -321,6 +324,8 @@ async function registerIn(
   { confirmRemovals, leader }: { confirmRemovals: boolean; leader: string },
 ): Promise<readonly RegisteredDestination[]> {
   await client.query(`set local lock_timeout = ${GIVES_WAY_MS}`);
+  // Each time: while this gave way, another may have begun to lead, with newer files.
+  await fenceLease(client, leader);
   await lockRegistry(client);
   const known = await client.query<{ key: string; state: string }>('select key, state from definition');
   if (!confirmRemovals) refuseMassRemoval(config, known.rows);

@@ -1,5 +1,6 @@
 import { inTransaction } from '../db/connect.js';
 import { isUnreachable } from '../db/failure.js';
+import { LeaseLostError } from '../db/lease.js';
 import type { RequestKind, State } from '../db/state.js';
 import { OperatorError } from '../lib/errors.js';
 import { startLoop, type Loop } from '../lib/loop.js';
@@ -177,7 +178,7 @@ export function startRequests(deps: RequestDeps): Loop {
       await save(await carryOut(deps, row, save));
       await finish('done', null);
     } catch (error) {
-      if (deps.draining.aborted || isUnreachable(error)) {
+      if (deps.draining.aborted || isUnreachable(error) || error instanceof LeaseLostError) {
         // Whoever leads next carries it out, or this instance once more.
         await pool.query('update request set taken_by = null where id = $1 and outcome is null and taken_by = $2', [
           row.id,

@@ -5,10 +5,10 @@ import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { openResources } from '../../src/cli/open.js';
 import { tidyUp } from '../../src/sync/housekeeping.js';
-import { register } from '../../src/sync/registry.js';
 import { runLimits } from '../../src/sync/comparison.js';
 import type { RunCounts } from '../../src/sync/delta.js';
 import { runDefinition } from '../../src/sync/run.js';
+import { applyConfig } from '../support/apply.js';
 import type { BenchDatabase } from './server.js';
 import { PROFILES } from './shop.js';
 
@@ -66,7 +66,7 @@ export async function openSite(source: BenchDatabase, state: BenchDatabase, defi
   });
   const { config, databases } = opened;
   const leader = randomUUID();
-  await register(databases.state, config, () => 'nowhere', { confirmRemovals: false, leader });
+  await applyConfig(opened);
   await tidyUp(databases.state);
   return {
     workMemMb: runLimits({ config, databases }).workMemMb,
