@@ -6,6 +6,7 @@ import { lockRegistry } from '../src/db/locks.js';
 import { register } from '../src/sync/registry.js';
 import { applyConfig } from './support/apply.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
+import { holdDefinition } from './support/lock.js';
 
 /** What a changed configuration does to what was synced under the one before. */
 const TABLES = `
@@ -20,6 +21,18 @@ const begin = async (options: Partial<HarnessOptions> = {}): Promise<void> => {
   harness = await createHarness({ tables: TABLES, audiences: [VIP], ...options });
 };
 const fields = (user: string) => harness.simulator.user(user)?.fields;
+
+const isWaiting = async (): Promise<unknown> =>
+  (await harness.state('select count(*)::int4 as n from pg_locks where not granted'))[0]?.['n'];
+
+/** Somebody leaves while nothing is identified; then everything is again. */
+const leaveUntold = async (): Promise<void> => {
+  await begin();
+  await harness.sync();
+  await harness.reconfigure({ audiences: [{ ...VIP, send: 'track' }] });
+  await harness.sync();
+  await harness.sql('update people set vip = false where id = 1');
+};
 
 describe('a destination that is identified to again', () => {
   it('is told who has left and changed while it was not', async () => {
@@ -39,6 +52,38 @@ describe('a destination that is identified to again', () => {
     expect(fields('u1')).toEqual({ vip: 'false' });
     expect(fields('u2')).toEqual({ vip: 'true', spent: '20' });
     expect(fields('u3')).toEqual({ vip: 'true', spent: '3' });
+  });
+
+  it.each([
+    ['a moment before it ended', 'update definition_destination set identified_until = clock_timestamp()'],
+    [
+      'hours before it ended, by a run that took longer',
+      `update definition_destination set identified_until = now() + interval '4 hours';
+       update run set finished_at = now() + interval '5 hours' where id = (select max(id) from run)`,
+    ],
+  ])('is told who has left %s', async (_, sql) => {
+    await leaveUntold();
+    await harness.sync();
+    await harness.state(sql);
+    await harness.reconfigure({ audiences: [VIP] });
+    await harness.sync();
+    expect(fields('u1')).toEqual({ vip: 'false' });
+  });
+
+  it('is told of what is being applied meanwhile', async () => {
+    await leaveUntold();
+    await harness.reconfigure({ audiences: [VIP] });
+    const { client, release } = await holdDefinition(harness.opened.databases.state.pool);
+    // As a run does that has seen that nothing is identified.
+    await client.query(`delete from snapshot where recipient = 'u:u1'`);
+    await client.query(
+      `insert into transition (at, definition_id, kind, recipient) select clock_timestamp(), id, 'x', 'u:u1' from definition`,
+    );
+    const syncing = harness.sync();
+    await expect.poll(isWaiting, { interval: 5 }).toBeGreaterThan(0);
+    await release();
+    await syncing;
+    expect(fields('u1')).toEqual({ vip: 'false' });
   });
 });
 
@@ -112,8 +157,6 @@ describe('a configuration that is applied in the middle of a run', () => {
       },
     };
   };
-  const isWaiting = async (): Promise<unknown> =>
-    (await harness.state('select count(*)::int4 as n from pg_locks where not granted'))[0]?.['n'];
 
   it('gives way to it, and is applied afterwards', async () => {
     await begin();

@@ -1,11 +1,11 @@
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { Config } from '../config/types.js';
-import type { Cadence, Definition } from '../core/definition.js';
+import type { Cadence, Definition, Send } from '../core/definition.js';
 import { inTransaction, type Client } from '../db/connect.js';
 import { databaseFailure } from '../db/failure.js';
 import { fenceLease } from '../db/lease.js';
-import { lockRegistry } from '../db/locks.js';
+import { definitionLock, lockRegistry } from '../db/locks.js';
 import type { State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
 import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
@@ -139,7 +139,9 @@ async function registerDefinition(client: Client, definition: Definition): Promi
 
 /**
  * A destination that is identified to again, after it wasn't for a while: marks whoever has left or changed meanwhile, as
- * the history tells (90 days). The members are sent by a backfill.
+ * the history tells (90 days). The members are sent by a backfill. The history has the moment for which something was
+ * computed, which may lie before the end, though it was applied after it: by a run that took long, by a clock of another
+ * database. Who is marked without need is sent what they have.
  */
 async function catchUp(
   client: Client,
@@ -155,7 +157,10 @@ async function catchUp(
      from (
        select distinct x.recipient, ${columns} as columns
        from definition_destination as dd join definition as d on d.id = dd.definition_id
-       join transition as x on x.definition_id = d.id and x.at >= dd.${what}_until
+       cross join lateral (
+         select least(dd.${what}_until, min(r.started_at)) - interval '2 hours' as since from run as r
+         where r.definition_id = d.id and coalesce(r.finished_at, 'infinity') >= dd.${what}_until) as missed
+       join transition as x on x.definition_id = d.id and x.at >= missed.since
        where dd.definition_id = $1 and dd.destination_id = $2
          and (d.kind = 'trait' or not exists (select from snapshot as s
            where s.definition_id = d.id and s.recipient = x.recipient and not s.kept))) as gone
@@ -183,6 +188,20 @@ interface SendRow {
   list_existing_only: boolean;
 }
 
+function sendRow(destinationId: number, { identify, track, entered, exited, computed, list }: Send): SendRow {
+  return {
+    destination_id: destinationId,
+    active: true,
+    identify,
+    track,
+    entered,
+    exited,
+    computed,
+    list: list?.name ?? null,
+    list_existing_only: list?.existingOnly ?? false,
+  };
+}
+
 async function registerSends(
   client: Client,
   definition: Definition,
@@ -195,22 +214,18 @@ async function registerSends(
     [definitionId],
   );
   const before = new Map(known.rows.map((row) => [row.destination_id, row]));
-  for (const destination of destinations) {
+  const wanted = destinations.flatMap((destination) => {
     const send = definition.sends.get(destination.name);
-    if (send === undefined) continue;
+    return send === undefined ? [] : [{ destination, send, next: sendRow(destination.id, send) }];
+  });
+  const changed = wanted.filter(({ next }) => !isDeepStrictEqual({ ...before.get(next.destination_id) }, next));
+  const kept = new Set(wanted.map(({ destination }) => destination.id));
+  if (changed.length === 0 && known.rows.every(({ active, destination_id }) => !active || kept.has(destination_id)))
+    return;
+  // What is being applied tells its changes to those who were told before: all that it writes has to be seen here.
+  await client.query(definitionLock(definitionId));
+  for (const { destination, send, next } of changed) {
     const old = before.get(destination.id);
-    const next: SendRow = {
-      destination_id: destination.id,
-      active: true,
-      identify: send.identify,
-      track: send.track,
-      entered: send.entered,
-      exited: send.exited,
-      computed: send.computed,
-      list: send.list?.name ?? null,
-      list_existing_only: send.list?.existingOnly ?? false,
-    };
-    if (old !== undefined && isDeepStrictEqual({ ...old }, next)) continue;
     const { identify, track, entered, exited, computed, list, list_existing_only } = next;
     await client.query(
       `insert into definition_destination (definition_id, destination_id, identify, track, entered, exited, computed, list, list_existing_only)
@@ -241,13 +256,12 @@ async function registerSends(
     if ((gained || gainedList) && definition.initial === 'send')
       await backfillPair(client, definitionId, destination.id);
   }
-  const wanted = destinations.filter(({ name }) => definition.sends.has(name)).map(({ id }) => id);
   await client.query(
     `update definition_destination set active = false, backfill = null, backfill_until = null, backfill_position = null,
        identified_until = coalesce(identified_until, case when identify then now() end),
        listed_until = coalesce(listed_until, case when list is not null then now() end)
      where definition_id = $1 and active and not destination_id = any($2)`,
-    [definitionId, wanted],
+    [definitionId, [...kept]],
   );
 }
 
