@@ -49,6 +49,27 @@ it('drops dead calls, runs and requests of long ago, and nothing that a person h
   expect((await harness.state('select recipient from dead_call')).map(({ recipient }) => recipient)).toEqual(['u:1']);
 });
 
+it('drops what nobody has read, and all that is old, also where the history is being read', async () => {
+  const { state } = harness.opened.databases;
+  await harness.state(
+    `create table transition_2020_01 partition of transition for values from ('2020-01-01') to ('2020-02-01');
+     insert into request (kind, arguments, finished_at, outcome)
+       select 'verify', '{}', now() - ago::interval, 'done' from unnest(array['11 minutes', '8 days']) as ago;
+     insert into difference (request_id, destination_id, definition_id, recipient, field, expected)
+       select max(id), 1, 1, 'u:u1', 'all', 'true' from request where finished_at > now() - interval '1 hour'`,
+  );
+  const reader = await state.pool.connect();
+  await reader.query('begin; select from transition');
+  const tidied = await tidyUp(state).catch((error: unknown) => error);
+  await reader.query('commit');
+  reader.release();
+  expect(tidied).toMatchObject({ code: '55P03' });
+  expect(await harness.state('select recipient from difference')).toEqual([]);
+  expect(await harness.state(`select from request where finished_at < now() - interval '7 days'`)).toEqual([]);
+  await tidyUp(state);
+  expect(await partitions()).not.toContain('transition_2020_01');
+});
+
 it('tries again by itself what may pass, once its day has come, and five times at most', async () => {
   await harness.state(`update dead_call set retry_at = now(), retries = 4`);
   await tidyUp(harness.opened.databases.state);

@@ -1,4 +1,5 @@
 import { inTransaction, type Client } from '../db/connect.js';
+import { isUnreachable } from '../db/failure.js';
 import type { State } from '../db/state.js';
 import { tendDead } from '../outbox/dead.js';
 import { dropUnread } from './findings.js';
@@ -41,14 +42,37 @@ async function dropOldHistory(client: Client): Promise<void> {
   for (const { name } of rows) await client.query(`drop table ${name}`);
 }
 
-export async function tidyUp(state: State): Promise<void> {
-  await prepareHistory(state);
-  await inTransaction(state.pool, dropOldHistory);
-  await tendDead(state.pool);
+async function dropOldRuns(state: State): Promise<void> {
   await state.pool.query(
     `delete from run where finished_at < now() - interval '90 days' and outcome <> 'held'
      and not exists (select from run as later where later.approves = run.id)`,
   );
-  await dropUnread(state.pool);
+}
+
+async function dropOldRequests(state: State): Promise<void> {
   await state.pool.query(`delete from request where finished_at < now() - interval '7 days'`);
+}
+
+/** People's data first. */
+const STEPS: readonly ((state: State) => Promise<void>)[] = [
+  ({ pool }) => dropUnread(pool),
+  prepareHistory,
+  ({ pool }) => inTransaction(pool, dropOldHistory),
+  ({ pool }) => tendDead(pool),
+  dropOldRuns,
+  dropOldRequests,
+];
+
+/** Does each step, also where another fails, unless the database is out of reach; then throws what the first has failed of. */
+export async function tidyUp(state: State): Promise<void> {
+  const failures: unknown[] = [];
+  for (const step of STEPS) {
+    try {
+      await step(state);
+    } catch (error) {
+      failures.push(error);
+      if (isUnreachable(error)) break;
+    }
+  }
+  if (failures.length > 0) throw failures[0];
 }
