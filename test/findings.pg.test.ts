@@ -116,6 +116,26 @@ it('is written in transactions that the server cuts off where their instance sta
   ]);
 });
 
+it('is marked in one order, whoever repairs at the same time', async () => {
+  const others = await harness.state(
+    `insert into definition (key, kind, name, computation_id, on_delete, cadence)
+     select 'd' || n, 'audience', 'd' || n, 'c' || n, on_delete, cadence from definition, generate_series(1, 5) as n returning id`,
+  );
+  const ids = [definition, ...others.map(({ id }) => Number(id))];
+  const recipients = Array.from({ length: 100 }, (_, n) => `u:p${100 + n}`);
+  const found = recipients.flatMap((recipient) =>
+    ids.toReversed().map((definitionId) => ({ ...missing(recipient), definitionId })),
+  );
+  await findings.note(destination, recipients, found);
+  await findings.repair(destination);
+  const marks = await harness.state('delete from outbox returning id, recipient, definition_id');
+  const order = marks
+    .sort((a, b) => Number(a['id']) - Number(b['id']))
+    .map((mark) => [mark['recipient'], mark['definition_id']]);
+  await harness.state('delete from difference; delete from definition where key <> $$all$$');
+  expect(order).toEqual(recipients.flatMap((recipient) => ids.map((id) => [recipient, id])));
+});
+
 it('holds who is forgotten meanwhile no more', async () => {
   await findings.draw(definition, destination, { sample: 40, seed: '' });
   await findings.note(destination, ['u:u1', 'u:u2'], [missing('u:u1'), missing('u:u2')]);

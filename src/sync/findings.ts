@@ -132,7 +132,7 @@ export function openFindings(
              select 'm', $2, definition_id, 1, recipient, array_agg(field), true
              from difference as d
              where request_id = $1 and destination_id = $2 and recipient = any($3) and ${isNotForgotten('d.recipient')}
-             group by definition_id, recipient order by recipient
+             group by definition_id, recipient order by recipient, definition_id
              on conflict (recipient, destination_id, definition_id) where kind = 'm' do update set
                columns = ${COLUMNS_TOGETHER},
                version = nextval('version'), due_at = ${DUE_NOW}, attempts = 0`,
