@@ -1,5 +1,5 @@
 import type { Config, Destination } from './config/types.js';
-import { watchConfig } from './config/watch.js';
+import { keepConfig, type KeptConfig } from './config/kept.js';
 import { isUnreachable } from './db/failure.js';
 import { SINGLE_REQUEST_MS } from './core/timeouts.js';
 import { startRealTime, type RealTime } from './realtime/realtime.js';
@@ -17,7 +17,7 @@ import type { Databases } from './sync/compute.js';
 import { createFeeder } from './sync/cursor.js';
 import { dropUnread } from './sync/findings.js';
 import { prepareHistory, tidyUp } from './sync/housekeeping.js';
-import { register } from './sync/registry.js';
+import { noteProblem, register } from './sync/registry.js';
 import { ALL_REQUESTS, QUIET_REQUESTS } from './sync/asking.js';
 import { startRequests } from './sync/requests.js';
 import type { RunContext } from './sync/run.js';
@@ -90,17 +90,19 @@ export interface LeadOptions {
   /** False for commands that send nothing: the configuration isn't applied either, and only such requests are taken. */
   delivers: boolean;
   confirmRemovals: boolean;
+  /** Where the files are looked at: what is kept of them; null: what was read is led by. */
+  kept: KeptConfig | null;
 }
 
 /** Leads under `lease` until stopped. Throws where the configuration may not be registered, or another leads meanwhile. */
 export async function lead(
   resources: Resources,
   lease: Taken,
-  { scheduled, delivers, confirmRemovals }: LeadOptions,
+  { scheduled, delivers, confirmRemovals, kept }: LeadOptions,
 ): Promise<Leadership> {
   const { databases, log, targetOf, reread } = resources;
   const { state } = databases;
-  let config = resources.config;
+  let config = kept?.config() ?? resources.config;
   const draining = new AbortController();
   const stopping = new AbortController();
   let realTime: RealTime | null = null;
@@ -170,18 +172,13 @@ export async function lead(
       throw error;
     }
   };
-  const rememberProblem = async (problem: string | null): Promise<void> => {
-    await state.pool.query(
-      `insert into setting (name, value) values ('configuration_problem', to_jsonb($1::text)) on conflict (name) do update set value = excluded.value`,
-      [problem ?? ''],
-    );
-  };
   const reloadOnce = async (confirmRemovals: boolean): Promise<void> => {
     try {
       await applyConfig(reread(), confirmRemovals);
-      await rememberProblem(null);
+      kept?.keep(config);
+      await noteProblem(state, null);
     } catch (error) {
-      if (error instanceof OperatorError) await rememberProblem(error.message);
+      if (error instanceof OperatorError) await noteProblem(state, error.message);
       throw error;
     }
   };
@@ -217,7 +214,7 @@ export async function lead(
     await dropUnread(state.pool);
     if (delivers) {
       await applyConfig(config, confirmRemovals);
-      await rememberProblem(null);
+      await noteProblem(state, kept?.problem() ?? null);
     }
     if (delivers) {
       realTime = await startRealTime({
@@ -312,12 +309,11 @@ export async function lead(
       wakes = hearWakes(state.pool, log, lookAtAll);
       stops.push(wakes.stop);
     }
-    if (scheduled) {
-      const watch = watchConfig(() => config.files);
+    if (kept !== null) {
       let isPending = false;
       stops.push(
         startLoop('Reading the configuration', WATCH_EVERY_MS, log, async () => {
-          isPending ||= watch.hasChanged();
+          isPending ||= kept.hasChanged();
           if (!isPending) return;
           try {
             await reload(false);
@@ -327,7 +323,7 @@ export async function lead(
             // What time may mend is tried again.
             if (!(error instanceof OperatorError)) throw error;
             isPending = false;
-            log.error(`The changed configuration is not used: ${error.message}`);
+            log.error(notUsed(error.message));
           }
         }).stop,
       );
@@ -349,6 +345,8 @@ export async function lead(
   };
 }
 
+const notUsed = (problem: string): string => `The changed configuration is not used: ${problem}`;
+
 /** Leads or stands by until `signal` fires, then drains. */
 export async function runDaemon(
   resources: Resources,
@@ -356,6 +354,7 @@ export async function runDaemon(
   onLeading: (leadership: Leadership) => void,
 ): Promise<void> {
   const { databases, log } = resources;
+  const kept = keepConfig(resources.config, resources.reread, (problem) => log.error(notUsed(problem)));
   let said = '';
   const say = (text: string): void => {
     if (text !== said) log.info(text);
@@ -372,6 +371,7 @@ export async function runDaemon(
       const lease = await tryLead(databases.state.pool);
       if (lease === null) {
         say('Another instance leads; standing by.');
+        kept.refresh();
         await until(STAND_BY_LOOK_MS, signal);
         continue;
       }
@@ -379,7 +379,7 @@ export async function runDaemon(
       if (lease.quietForMs > QUOTA_WINDOW_MS) {
         log.info('Leading; sending begins when no request of the last leader can be open any more.', { seconds });
       } else log.info('Leading.');
-      leadership = await lead(resources, lease, { scheduled: true, delivers: true, confirmRemovals: false });
+      leadership = await lead(resources, lease, { scheduled: true, delivers: true, confirmRemovals: false, kept });
     } catch (error) {
       if (error instanceof LeaseLostError) await tryAgain('The lease was lost too soon; standing by', error);
       else if (isUnreachable(error)) await tryAgain('The state database is out of reach; trying again', error);

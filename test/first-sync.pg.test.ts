@@ -48,7 +48,12 @@ async function run(key: string): Promise<RunResult> {
 async function sync(): Promise<void> {
   if (leadership === null) {
     const lease = await tryLead(harness.opened.databases.state.pool);
-    leadership = await lead(harness.opened, lease!, { scheduled: false, delivers: true, confirmRemovals: true });
+    leadership = await lead(harness.opened, lease!, {
+      scheduled: false,
+      delivers: true,
+      confirmRemovals: true,
+      kept: null,
+    });
   }
   for (const { key } of harness.opened.config.definitions) await run(key);
   while ((await feed()) > 0);

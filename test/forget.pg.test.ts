@@ -132,3 +132,14 @@ it('leaves nobody behind whom a run has taken up meanwhile', async () => {
   const [counts] = await harness.state('select members, (select count(*) from snapshot) as there from definition');
   expect(counts?.['members']).toBe(counts?.['there']);
 });
+
+it('keeps no other command waiting while it holds the request of a `verify`', async () => {
+  await harness.state(
+    `insert into request (kind, arguments) values ('verify', '{"keys":[],"sample":1,"repair":false}')`,
+  );
+  const client = await harness.opened.databases.state.pool.connect();
+  await client.query(`begin; select from request where outcome is null for update`);
+  expect(await harness.sync()).toMatchObject({ outcome: 'done' });
+  await client.query(`delete from request where kind = 'verify'; commit`);
+  client.release();
+});

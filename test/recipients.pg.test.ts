@@ -43,7 +43,12 @@ async function begin(
 /** Leads as a daemon does, but runs nothing by itself. */
 async function beginToLead(): Promise<void> {
   const lease = await tryLead(harness.opened.databases.state.pool);
-  leadership = await lead(harness.opened, lease!, { scheduled: false, delivers: true, confirmRemovals: true });
+  leadership = await lead(harness.opened, lease!, {
+    scheduled: false,
+    delivers: true,
+    confirmRemovals: true,
+    kept: null,
+  });
   closers.push(() => leadership.stop());
 }
 

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
+import { openResources, type Opened } from '../src/cli/open.js';
 import { runDaemon } from '../src/daemon.js';
 import { createDeliveries } from '../src/delivery/deliveries.js';
 import { createIterablePort } from '../src/destinations/iterable/port.js';
@@ -119,6 +120,66 @@ describe('a change of the configuration while the daemon runs', () => {
     const quota = `select from destination, jsonb_array_elements(delivery -> 'lanes') as l
       where l ->> 'name' = 'users_update' and l ->> 'quota' = '250'`;
     await until(async () => (await harness.state(quota)).length === 1);
+  });
+});
+
+describe('a change of the configuration while an instance stands by', () => {
+  let standby: { opened: Opened; end: () => Promise<void> };
+  const standBy = async (): Promise<void> => {
+    const opened = await openResources({
+      configFile: harness.configFile,
+      environment: {},
+      migrations: 'apply',
+      readOnly: false,
+      logLevel: 'error',
+      onNote: () => undefined,
+    });
+    const controller = new AbortController();
+    const ended = runDaemon(opened, controller.signal, () => undefined);
+    const end = async (): Promise<void> => {
+      controller.abort();
+      await ended;
+      await opened.close();
+    };
+    standby = { opened, end };
+  };
+  afterEach(() => standby.end());
+  const leader = async (): Promise<unknown> => (await harness.state('select holder from leader'))[0]?.['holder'];
+  /** The one that leads has stopped, and the other has taken over. */
+  const takeOver = async (): Promise<void> => {
+    const first = await leader();
+    await stop();
+    stop = () => Promise.resolve();
+    await until(async () => ![first, null, undefined].includes(await leader()));
+    await harness.state('update definition set due_at = now()');
+    await until(
+      async () =>
+        (await harness.state('select from run where leader <> $1 and finished_at is not null', [first])).length > 2,
+    );
+  };
+
+  it('is what that leads by when it takes over', async () => {
+    await standBy();
+    await edit(({ audiences }) => audiences.push(upTo('Four', 4)));
+    await until(async () => (await states()).some(({ key }) => key === 'four'));
+    await takeOver();
+    expect((await states()).map(({ key, state }) => [key, state])).toEqual([
+      ['one', 'active'],
+      ['two', 'active'],
+      ['three', 'active'],
+      ['four', 'active'],
+    ]);
+  });
+
+  it('and is bad leaves the last one that was good to lead by, and is told of', async () => {
+    await standBy();
+    await edit(({ audiences }) => audiences.push(upTo('Four', 4)));
+    await until(async () => (await states()).some(({ key }) => key === 'four'));
+    await writeFile(harness.configFile, `${await readFile(harness.configFile, 'utf8')}\nsurprise: true\n`);
+    await until(async () => String(await problem()).includes('surprise'));
+    await takeOver();
+    expect((await states()).map(({ state }) => state)).toEqual(Array(4).fill('active'));
+    await until(async () => String(await problem()).includes('surprise'));
   });
 });
 

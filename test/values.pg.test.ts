@@ -33,7 +33,12 @@ async function begin(tables: string, options: Partial<HarnessOptions>): Promise<
 /** Leads as a daemon does, but runs nothing by itself. */
 async function beginToLead(): Promise<void> {
   const lease = await tryLead(harness.opened.databases.state.pool);
-  leadership = await lead(harness.opened, lease!, { scheduled: false, delivers: true, confirmRemovals: true });
+  leadership = await lead(harness.opened, lease!, {
+    scheduled: false,
+    delivers: true,
+    confirmRemovals: true,
+    kept: null,
+  });
   closers.push(() => leadership.stop());
 }
 

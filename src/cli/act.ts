@@ -111,7 +111,7 @@ export async function act<K extends RequestKind & keyof RequestArguments>(
     }
     let leadership: Leadership;
     try {
-      leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals });
+      leadership = await lead(resources, lease, { scheduled: false, delivers, confirmRemovals, kept: null });
     } catch (error) {
       // Another leads by now, and carries the request out.
       if (error instanceof LeaseLostError) return;

@@ -182,7 +182,7 @@ export async function demo(options: DemoOptions, json: boolean): Promise<number>
     await captureOwn(opened, controller.signal);
     const lease = await tryLead(opened.databases.state.pool);
     if (lease === null) throw new Error('A database that has just been made has a leader.');
-    leadership = await lead(opened, lease, { scheduled: true, delivers: true, confirmRemovals: false });
+    leadership = await lead(opened, lease, { scheduled: true, delivers: true, confirmRemovals: false, kept: null });
     await firstSync(opened, output, controller.signal);
     const [simulator] = simulators;
     if (simulator === undefined) throw new Error('The simulator has not been started.');

@@ -355,3 +355,12 @@ async function registerIn(
   );
   return destinations;
 }
+
+/** Remembers what is wrong with the files of the configuration, for `status`; null: nothing. */
+export async function noteProblem({ pool }: State, problem: string | null): Promise<void> {
+  await pool.query(
+    `insert into setting (name, value) values ('configuration_problem', to_jsonb($1::text))
+     on conflict (name) do update set value = excluded.value`,
+    [problem ?? ''],
+  );
+}

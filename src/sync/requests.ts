@@ -193,7 +193,9 @@ export function startRequests(deps: RequestDeps): Loop {
 
   const take = async (): Promise<void> => {
     const { rows } = await pool.query<RequestRow>(
-      `update request set taken_by = $1 where outcome is null and taken_by is distinct from $1 and kind = any($2)
+      // One whose row is held, by whoever erases a person or by the last leader, keeps the others waiting no longer.
+      `update request set taken_by = $1 where id = any(array(select id from request
+         where outcome is null and taken_by is distinct from $1 and kind = any($2) order by id for update skip locked))
        returning id, kind, arguments`,
       [leader, deps.kinds],
     );
