@@ -1,7 +1,7 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Fault } from '../src/demo/simulator/faults.js';
-import { runDaemon } from '../src/daemon.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
+import { startDaemon } from './support/daemon.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 
 /** What becomes of calls: what one request holds, and what each answer does. */
@@ -28,17 +28,8 @@ afterEach(async () => {
   await harness.close();
 });
 
-/** Leads all the while, so that several commands in a row find a leader. */
-async function startDaemon(): Promise<void> {
-  const stopping = new AbortController();
-  await new Promise<void>((resolve, reject) => {
-    const running = runDaemon(harness.opened, stopping.signal, () => resolve());
-    running.catch(reject);
-    stopDaemon = async () => {
-      stopping.abort();
-      await running;
-    };
-  });
+async function lead(): Promise<void> {
+  stopDaemon = (await startDaemon(harness.opened)).stop;
 }
 
 async function begin(options: Partial<HarnessOptions> = {}): Promise<void> {
@@ -419,7 +410,7 @@ describe('a destination', () => {
 
     // Others get through, so that it counts.
     await harness.sql(`insert into people (id, user_id) values (2, 'u2')`);
-    await startDaemon();
+    await lead();
     await harness.sync();
     await harness.sql('update people set vip = false where id = 1');
     for (const [attempts, least, most] of [
@@ -505,7 +496,7 @@ describe('a destination', () => {
   it('that gave no answer is sent no newer value either until the minute is over', async () => {
     await begin({ audiences: [VIP], tables: `${TABLES}; delete from people where id > 1` });
     harness.simulator.faults.failNext(1, { reset: true });
-    await startDaemon();
+    await lead();
     await expect.poll(() => sent().length, { timeout: 5_000 }).toBe(1);
     await expect.poll(async () => (await waiting())[0]?.attempts, { timeout: 5_000 }).toBe(1);
     await harness.sql('update people set vip = false');
@@ -672,7 +663,7 @@ describe('while a request is under way', () => {
   it('a newer change stays due, and comes after it', async () => {
     await begin({ audiences: [VIP], tables: `${TABLES}; delete from people where id > 1` });
     const first = arrival({ delayMs: 1_000 });
-    await startDaemon();
+    await lead();
     await first;
     await harness.sql('update people set vip = false');
     expect((await harness.sync()).delivery).toMatchObject({ waiting: 0, refused: 0 });
@@ -694,7 +685,7 @@ describe('while a request is under way', () => {
       delayMs: 300,
       match: (request) => request.body.includes('Bonn'),
     });
-    await startDaemon();
+    await lead();
     await expect.poll(() => sent().length).toBe(1);
     await harness.sql(`update people set city = 'Kiel'`);
     await harness.sync();
@@ -753,7 +744,7 @@ describe('what waits', () => {
       `update outbox set due_at = now() + interval '10 minutes', attempts = 9 where definition_id = (select id from definition where key = 'vip')`,
     );
     await harness.state(`update definition set state = 'paused' where key = 'vip'`);
-    await startDaemon();
+    await lead();
     await harness.sync('big');
     expect(field('u1', 'vip')).toBe('true');
     expect(harness.simulator.events('u1').at(-1)).toMatchObject({ name: 'Audience Exited', fields: { big: 'false' } });
@@ -790,7 +781,7 @@ describe('what waits', () => {
     );
     expect(arisen).toHaveLength(6);
     harness.simulator.faults.failRandomly({ share: 0.5, seed: 3, endpoint: 'events/track', status: 500 });
-    await startDaemon();
+    await lead();
     await expect
       .poll(
         async () => {

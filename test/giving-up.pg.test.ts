@@ -1,8 +1,9 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { act } from '../src/cli/act.js';
-import { runDaemon, type Leadership } from '../src/daemon.js';
+import type { Leadership } from '../src/daemon.js';
 import { listDead } from '../src/outbox/dead.js';
 import { tidyUp } from '../src/sync/housekeeping.js';
+import { startDaemon } from './support/daemon.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 import { until } from './support/until.js';
 
@@ -42,16 +43,10 @@ afterEach(async () => {
   await harness.close();
 });
 
-async function startDaemon(): Promise<Leadership> {
-  const stopping = new AbortController();
-  return new Promise((resolve, reject) => {
-    const running = runDaemon(harness.opened, stopping.signal, resolve);
-    running.catch(reject);
-    stopDaemon = async () => {
-      stopping.abort();
-      await running;
-    };
-  });
+async function lead(): Promise<Leadership> {
+  const { leadership, stop } = await startDaemon(harness.opened);
+  stopDaemon = stop;
+  return leadership;
 }
 
 /** All is delivered, and a daemon leads. */
@@ -63,7 +58,7 @@ async function begin(options: Partial<HarnessOptions> = {}): Promise<void> {
     simulator: { keepRequests: 10_000 },
     ...options,
   });
-  await startDaemon();
+  await lead();
   await harness.sync();
 }
 
@@ -300,7 +295,7 @@ describe('an outage', () => {
     for (let starts = 0; starts < 2; starts += 1) {
       await stopDaemon();
       const before = failed();
-      await startDaemon();
+      await lead();
       await haveFailed(before + 11);
     }
     expect(await attempts()).toBe(used);

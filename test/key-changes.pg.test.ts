@@ -1,6 +1,6 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { afterEach, describe, expect, it } from 'vitest';
-import { runDaemon } from '../src/daemon.js';
+import { startDaemon } from './support/daemon.js';
 import { createHarness, type Harness } from './support/harness.js';
 
 /**
@@ -32,17 +32,8 @@ async function begin(): Promise<void> {
   expect(userOf('u1')).toMatchObject({ email: 'old@x.de', fields: { vip: 'true', large: 'true' } });
 }
 
-/** Leads all the while, so that several commands in a row find a leader. */
-async function startDaemon(): Promise<void> {
-  const stopping = new AbortController();
-  await new Promise<void>((resolve, reject) => {
-    const running = runDaemon(harness.opened, stopping.signal, () => resolve());
-    running.catch(reject);
-    stopDaemon = async () => {
-      stopping.abort();
-      await running;
-    };
-  });
+async function lead(): Promise<void> {
+  stopDaemon = (await startDaemon(harness.opened)).stop;
 }
 
 const userOf = (key: string): unknown => harness.simulator.user(key);
@@ -224,7 +215,7 @@ describe('an exit that waits while the person enters under another key', () => {
 
   it('under way is followed by the entry', async () => {
     await begin();
-    await startDaemon();
+    await lead();
     await leave();
     const arrived = new Promise<void>((resolve) => {
       harness.simulator.faults.failNext(1, {

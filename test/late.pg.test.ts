@@ -1,6 +1,6 @@
 import { afterEach, expect, it } from 'vitest';
 import { act } from '../src/cli/act.js';
-import { runDaemon } from '../src/daemon.js';
+import { startDaemon } from './support/daemon.js';
 import { startGate, type Gate } from './support/gate.js';
 import { createHarness, type Harness } from './support/harness.js';
 import { expectTruth } from './support/truth.js';
@@ -37,15 +37,7 @@ async function begin(): Promise<void> {
   gate = await startGate(harness.simulator.url);
   const destinations = { iterable: { type: 'iterable', api_key: 'test-key', region: gate.url } };
   await harness.reconfigure({ ...DEFINITIONS, destinations });
-  const stopping = new AbortController();
-  await new Promise<void>((resolve, reject) => {
-    const running = runDaemon(harness.opened, stopping.signal, () => resolve());
-    running.catch(reject);
-    stopDaemon = async () => {
-      stopping.abort();
-      await running;
-    };
-  });
+  stopDaemon = (await startDaemon(harness.opened)).stop;
 }
 
 const personOf = (body: string): number => Number((JSON.parse(body) as { userId: string }).userId.slice(1));

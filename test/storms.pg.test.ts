@@ -1,10 +1,11 @@
 import { rm } from 'node:fs/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { act } from '../src/cli/act.js';
-import { runDaemon, type Leadership } from '../src/daemon.js';
+import type { Leadership } from '../src/daemon.js';
 import type { Endpoint } from '../src/demo/simulator/endpoints.js';
 import { startSimulator, type Simulator } from '../src/demo/simulator/server.js';
 import type { LaneFigures } from '../src/delivery/lane.js';
+import { startDaemon } from './support/daemon.js';
 import { ambiguousEvents } from './support/events.js';
 import { createHarness, type Harness, type HarnessOptions } from './support/harness.js';
 import { temporaryFolder } from './support/postgres.js';
@@ -62,16 +63,10 @@ async function begin(people: number, options: Partial<HarnessOptions> = {}): Pro
 }
 
 /** One leader all the while, which knows by which pipeline it has sent somebody. */
-async function startDaemon(): Promise<Leadership> {
-  const stopping = new AbortController();
-  return new Promise((resolve, reject) => {
-    const running = runDaemon(harness.opened, stopping.signal, resolve);
-    running.catch(reject);
-    stopDaemon = async () => {
-      stopping.abort();
-      await running;
-    };
-  });
+async function lead(): Promise<Leadership> {
+  const { leadership, stop } = await startDaemon(harness.opened);
+  stopDaemon = stop;
+  return leadership;
 }
 
 /** Has the leader run all definitions, and waits for no delivery. */
@@ -215,7 +210,7 @@ describe('a storm of 429s', () => {
   it('slows the sender down, uses up no attempt and loses nothing', async () => {
     const quotas = { 'users/update': 50, 'users/bulkUpdate': 2, 'events/track': 100, 'events/trackBulk': 2 };
     await begin(FEW, { simulator: { quotas } });
-    await startDaemon();
+    await lead();
     const attempts = new Set<unknown>();
     const look = async (): Promise<void> => {
       const [most] = await harness.state('select max(attempts)::int4 as attempts from outbox');
@@ -247,7 +242,7 @@ describe('a storm of 429s', () => {
 describe('a storm of failures', () => {
   it('of which some were applied loses nothing and tells nothing with another content', async () => {
     await begin(FEW);
-    await startDaemon();
+    await lead();
     const { faults, stats } = harness.simulator;
     // Nearly a third of all requests.
     faults.failRandomly({ share: 0.11, seed: 1, status: 500 });
@@ -286,7 +281,7 @@ describe('a storm of failures', () => {
 describe('failures with which nobody moves the time', () => {
   it('are waited out by back-offs that end by themselves, and nothing is lost', async () => {
     await begin(FEW / 2);
-    await startDaemon();
+    await lead();
     const { faults, stats } = harness.simulator;
     faults.failRandomly({ share: 0.1, seed: 1, status: 500 });
     faults.failRandomly({ share: 0.1, seed: 2, status: 503, body: '<html>', afterApplying: true });
@@ -333,7 +328,7 @@ describe('connections that are cut after the request was applied', () => {
 describe('an answer that comes too late', () => {
   it('holds up nobody else, and a newer value wins over the one that was applied late', async () => {
     await begin(100);
-    await startDaemon();
+    await lead();
     await harness.sync();
     await harness.sql('update people set spent = 1000 where id = 1');
     const arrived = new Promise<string>((resolve) => {
@@ -405,7 +400,7 @@ describe('an outage', () => {
     cleanUp.push(() => rm(directory, { recursive: true }));
     await begin(MANY, { simulator: { directory } });
     const { simulator } = harness;
-    const leadership = await startDaemon();
+    const leadership = await lead();
     await harness.sync();
     const lanes = (): LaneFigures[] => leadership.deliveries().flatMap(({ dispatcher }) => dispatcher.lanes());
     const requests = (): number => lanes().reduce((sum, lane) => sum + lane.requests, 0);
