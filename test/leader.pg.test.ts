@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from 'vitest';
-import { openResources, type Opened } from '../src/cli/open.js';
+import type { Opened } from '../src/cli/open.js';
 import { runDaemon, type Leadership } from '../src/daemon.js';
 import { LEASE_MS, findLeader, tryLead } from '../src/db/lease.js';
 import { lockRegistry } from '../src/db/locks.js';
@@ -45,14 +45,7 @@ interface Daemon {
 
 /** One more instance, with connections of its own. */
 async function startDaemon(): Promise<Daemon> {
-  const opened = await openResources({
-    configFile: harness.configFile,
-    environment: {},
-    migrations: 'apply',
-    readOnly: false,
-    logLevel: 'error',
-    onNote: () => undefined,
-  });
+  const opened = await harness.openAnother();
   const stopping = new AbortController();
   let leadership: Leadership | null = null;
   const running = runDaemon(opened, stopping.signal, (next) => {

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
-import { openResources, type Opened } from '../src/cli/open.js';
+import type { Opened } from '../src/cli/open.js';
 import { runDaemon } from '../src/daemon.js';
 import { createDeliveries } from '../src/delivery/deliveries.js';
 import { createIterablePort } from '../src/destinations/iterable/port.js';
@@ -126,14 +126,7 @@ describe('a change of the configuration while the daemon runs', () => {
 describe('a change of the configuration while an instance stands by', () => {
   let standby: { opened: Opened; end: () => Promise<void> };
   const standBy = async (): Promise<void> => {
-    const opened = await openResources({
-      configFile: harness.configFile,
-      environment: {},
-      migrations: 'apply',
-      readOnly: false,
-      logLevel: 'error',
-      onNote: () => undefined,
-    });
+    const opened = await harness.openAnother();
     const controller = new AbortController();
     const ended = runDaemon(opened, controller.signal, () => undefined);
     const end = async (): Promise<void> => {

@@ -1,4 +1,4 @@
-import { Kysely, PostgresDialect, type Generated } from 'kysely';
+import { Kysely, PostgresDialect, type Generated, type Selectable } from 'kysely';
 import { openPool, type Connection, type Pool } from './connect.js';
 
 /**
@@ -157,6 +157,12 @@ interface Tables {
     message_id: string | null;
   };
 }
+
+/** How a definition is sent to a destination, as the configuration says. */
+export type SendRow = Pick<
+  Selectable<Tables['definition_destination']>,
+  'destination_id' | 'active' | 'identify' | 'track' | 'entered' | 'exited' | 'computed' | 'list' | 'list_existing_only'
+>;
 
 export function openState(connection: Omit<Connection, 'schema'> & { schema: string }): State {
   const pool = openPool(connection);

@@ -6,7 +6,7 @@ import { inTransaction, type Client } from '../db/connect.js';
 import { databaseFailure } from '../db/failure.js';
 import { fenceLease } from '../db/lease.js';
 import { definitionLock, lockRegistry } from '../db/locks.js';
-import type { State } from '../db/state.js';
+import type { SendRow, State } from '../db/state.js';
 import { OperatorError, UnavailableError } from '../lib/errors.js';
 import { COLUMNS_TOGETHER, DUE_NOW, LIST } from '../outbox/queue.js';
 import { backfillPair } from './cursor.js';
@@ -174,18 +174,6 @@ async function catchUp(
     `update definition_destination set ${what}_until = null where definition_id = $1 and destination_id = $2`,
     [definitionId, destinationId],
   );
-}
-
-interface SendRow {
-  destination_id: number;
-  active: boolean;
-  identify: boolean;
-  track: boolean;
-  entered: string;
-  exited: string;
-  computed: string;
-  list: string | null;
-  list_existing_only: boolean;
 }
 
 function sendRow(destinationId: number, { identify, track, entered, exited, computed, list }: Send): SendRow {

@@ -219,13 +219,14 @@ async function verifyDestination(
   for (const { definition_id } of pairs)
     await findings.draw(definition_id, destination.id, { sample: options.sample, seed });
   const compare = createComparison(deps, destination);
-  /** A page after the other. Of whom something differs counts by the last look alone. */
-  const look = async (from: 'sample' | 'difference', isLast: boolean): Promise<void> => {
+  /** A page after the other; gives whether anything differs. Of whom something does counts by the last look alone. */
+  const look = async (from: 'sample' | 'difference', isLast: boolean): Promise<boolean> => {
     let done = 0;
+    let differs = false;
     let page = await findings.page(from, destination.id, '');
     for (let last = page.at(-1); last !== undefined; last = page.at(-1)) {
       const judged = await compare(await readExpected(state, pairs, page));
-      if (signal.aborted) return;
+      if (signal.aborted) return false;
       const found = judged.map((each) => each.flatMap((one) => one.found));
       judged.forEach((each, place) => {
         if (!isLast && (found[place]?.length ?? 0) > 0) return;
@@ -235,13 +236,14 @@ async function verifyDestination(
         }
       });
       await findings.note(destination.id, page, found.flat());
+      differs ||= found.some((each) => each.length > 0);
       done += page.length;
       await deps.onProgress(done);
       page = await findings.page(from, destination.id, last);
     }
+    return differs;
   };
-  await look('sample', false);
-  if ((await findings.page('difference', destination.id, '')).length > 0) {
+  if (await look('sample', false)) {
     // A call may have been accepted a moment ago.
     await until(ASYNCHRONOUS_MS, signal);
     await look('difference', true);

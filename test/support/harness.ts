@@ -20,6 +20,8 @@ export interface Harness {
   simulator: Simulator;
   opened: Opened;
   configFile: string;
+  /** One more instance over the same state, with connections of its own, which the caller closes. */
+  openAnother: () => Promise<Opened>;
   /** Writes other definitions into the configuration, and opens it anew. */
   reconfigure: (definitions: Definitions) => Promise<void>;
   /** Runs `sync` until all is delivered or can't be. */
@@ -98,6 +100,7 @@ export async function createHarness(options: HarnessOptions): Promise<Harness> {
     simulator,
     configFile,
     opened: await open(),
+    openAnother: open,
     reconfigure: async (next) => {
       await harness.opened.close();
       await write(next);
